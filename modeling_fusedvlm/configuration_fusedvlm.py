@@ -1,0 +1,201 @@
+"""Configuration of FusedVLM: three nested towers and the dial `num_visual_tokens`.
+
+Defaults are the paper's size ("Scaling Capability in Token Space", appendix C): CLIP ViT-L/14-336, a 20-layer fusion
+decoder of width 1024, Llama-2-7B.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, CLIPTextConfig, LlamaConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# Heads that scale their logits in a way this package does not reproduce; such LLMs are refused, never ignored.
+UNSUPPORTED_HEAD_FIELDS = ("lm_head_multiplier", "output_multiplier")
+
+
+@strict
+class FusedVLMFuserConfig(LlamaConfig):
+    """The causal fusion decoder: a Llama without a head, whose embedding table holds question tokens and queries.
+
+    It has a model type of its own so that `FusedVLMFuserConfig.from_pretrained(folder)` cannot pick up the LLM's config.
+
+    Rows `first_query_token_id ...` of the embedding table are the learnable queries; the row `eos_token_id` is the last
+    query of every group (reference section 3).
+    """
+
+    model_type = "fusedvlm_fuser"
+    base_config_key = "fuser_config"
+
+    vocab_size: int = 49408 + 255
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 20
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 4096
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 49407
+
+
+@strict
+class FusedVLMConfig(PreTrainedConfig):
+    r"""Configuration of every FusedVLM model.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`): any transformers vision tower, CLIP by default.
+        fuser_config (`dict` or `FusedVLMFuserConfig`): the fusion decoder; its width must be the vision tower's.
+        text_config (`dict` or `PreTrainedConfig`): any causal LM inside transformers, the frozen LLM.
+        answer_config (`dict` or `CLIPTextConfig`, *optional*): text tower that reads answers in stage 1.
+        image_token_id (`int`): id of the placeholder in the LLM's vocabulary, one per visual token.
+        num_visual_tokens (`int`): m, visual tokens in front of the first question about an image.
+        num_followup_visual_tokens (`int`, *optional*): m', visual tokens in front of every later question. Defaults to
+            the paper's 8, or to m where m is smaller.
+        trained_num_visual_tokens (`list[int]`, *optional*): every m this checkpoint was trained with; the largest is
+            the upper end of the dial. Defaults to `[num_visual_tokens]`.
+        max_local_views (`int`): HD setting, most local views per image (HD-9 is 9).
+        fuse_question (`bool`): whether the fusion module reads the question, or only views and queries.
+        distinct_queries (`bool`): one embedding row per query; `False` gives every query the eos row, so that only
+            their positions differ (the published `append_special_padding=False`).
+        first_query_token_id (`int`): embedding row of the first query; the query tokenizer's vocabulary size.
+        merge_views (`bool`): 3x3 stride-2 merge of the patch grid (published `enable_local_merge`).
+        newline_token (`bool`): one learned vector after every view (published `enable_token_crlf`).
+        projection_dim (`int`): width of the contrastive space of stage 1.
+        logit_scale_init_value (`float`): initial log temperature of stage 1.
+        zero_large_answer_entries (`bool`): reproduce the published batch-dependent mask of stage 1, which zeroes
+            projected answer entries further than one standard deviation from the mean of the whole batch
+            (reference section 5). Off by default: with it, a pair's score depends on the rest of the batch.
+        projector_initializer_range (`float`): standard deviation of the projection's initial weights.
+        text_model_name_or_path, text_model_revision (`str`, *optional*): repo id and commit of the frozen LLM.
+            When set, checkpoints hold only the trained parts and the LLM is read from there.
+        vision_model_name_or_path, vision_model_revision (`str`, *optional*): where the vision tower came from.
+
+    Raises:
+        ValueError: when widths disagree or a token count is out of range; the message has the numbers.
+    """
+
+    model_type = "fusedvlm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="clip_vision_model",
+            init_kwargs={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "image_size": 336,
+                "patch_size": 14,
+                "projection_dim": 768,
+            },
+        ),
+        "fuser_config": FusedVLMFuserConfig,
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="llama",
+            init_kwargs={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+        ),
+        "answer_config": SubConfigSpec(config_class=CLIPTextConfig, optional=True),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    fuser_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    answer_config: dict | PreTrainedConfig | None = None
+
+    image_token_id: int = 0
+    num_visual_tokens: int = 256
+    num_followup_visual_tokens: int | None = None
+    trained_num_visual_tokens: list[int] | None = None
+    max_local_views: int = 9
+    fuse_question: bool = True
+    distinct_queries: bool = True
+    first_query_token_id: int = 49408
+    merge_views: bool = True
+    newline_token: bool = True
+
+    projection_dim: int = 768
+    logit_scale_init_value: float = 2.6592
+    zero_large_answer_entries: bool = False
+    initializer_range: float = 0.02
+    projector_initializer_range: float = 0.001
+
+    text_model_name_or_path: str | None = None
+    text_model_revision: str | None = None
+    vision_model_name_or_path: str | None = None
+    vision_model_revision: str | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        if getattr(self.vision_config, "vision_use_head", False):
+            self.vision_config.vision_use_head = False  # SigLIP's pooling head is never read here
+        if self.num_followup_visual_tokens is None:
+            self.num_followup_visual_tokens = min(8, self.num_visual_tokens)
+        if self.trained_num_visual_tokens is None:
+            self.trained_num_visual_tokens = [self.num_visual_tokens]
+        self._check_widths()
+        self._check_token_counts()
+        self._check_text_head()
+
+    @property
+    def max_num_visual_tokens(self) -> int:
+        """Upper end of the dial: the largest m this checkpoint was trained with."""
+        return max(self.trained_num_visual_tokens)
+
+    @property
+    def view_grid_size(self) -> int:
+        """Side of the token grid of one view after the merge (12 for a 24 x 24 patch grid)."""
+        grid = self.vision_config.image_size // self.vision_config.patch_size
+        return (grid + 1) // 2 if self.merge_views else grid
+
+    @property
+    def tokens_per_view(self) -> int:
+        """View tokens per view, newline included (145 at the paper's size)."""
+        return self.view_grid_size**2 + int(self.newline_token)
+
+    def check_num_visual_tokens(self, num_visual_tokens: int, name: str = "num_visual_tokens") -> None:
+        """Raise `ValueError` naming the range when a token count is outside 1..max_num_visual_tokens."""
+        if not 1 <= num_visual_tokens <= self.max_num_visual_tokens:
+            raise ValueError(
+                f"{name}={num_visual_tokens} is out of range: this model takes 1 to {self.max_num_visual_tokens} visual "
+                f"tokens (trained with m in {sorted(self.trained_num_visual_tokens)})."
+            )
+
+    # Checked at construction rather than in `validate_*` methods: those wrap the error in a type of their own, and a
+    # wrong count is a plain ValueError everywhere in this package.
+    def _check_widths(self) -> None:
+        vision, fuser = self.vision_config, self.fuser_config
+        if vision.hidden_size != fuser.hidden_size:
+            raise ValueError(
+                f"fuser_config.hidden_size={fuser.hidden_size} must equal vision_config.hidden_size="
+                f"{vision.hidden_size}: view tokens enter the fusion decoder without a projection."
+            )
+
+    def _check_token_counts(self) -> None:
+        if not self.trained_num_visual_tokens or min(self.trained_num_visual_tokens) < 1:
+            raise ValueError(
+                f"trained_num_visual_tokens must be positive counts, got {self.trained_num_visual_tokens}."
+            )
+        self.check_num_visual_tokens(self.num_visual_tokens)
+        self.check_num_visual_tokens(self.num_followup_visual_tokens, "num_followup_visual_tokens")
+        if self.num_followup_visual_tokens > self.num_visual_tokens:
+            raise ValueError(
+                f"num_followup_visual_tokens={self.num_followup_visual_tokens} must not exceed "
+                f"num_visual_tokens={self.num_visual_tokens}."
+            )
+        rows = self.fuser_config.vocab_size - self.first_query_token_id + 1
+        if self.distinct_queries and self.max_num_visual_tokens > rows:
+            raise ValueError(
+                f"{self.max_num_visual_tokens} visual tokens need {self.max_num_visual_tokens - 1} query rows after row "
+                f"{self.first_query_token_id} of the fusion embedding table, which has {self.fuser_config.vocab_size} "
+                f"rows; set fuser_config.vocab_size to {self.first_query_token_id + self.max_num_visual_tokens - 1}."
+            )
+
+    def _check_text_head(self) -> None:
+        for field in UNSUPPORTED_HEAD_FIELDS:
+            if getattr(self.text_config, field, None) not in (None, 1, 1.0):
+                raise ValueError(f"LLMs with {field} are not supported ({self.text_config.model_type}).")
+
+
+FusedVLMConfig.register_for_auto_class("AutoConfig")
+
+__all__ = ["FusedVLMConfig", "FusedVLMFuserConfig"]

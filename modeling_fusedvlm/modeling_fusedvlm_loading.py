@@ -1,0 +1,171 @@
+"""Loading and saving when the LLM is a reference: trained parts from the variant, the LLM from its own repository.
+
+Both checkpoints are merged lazily (memory-mapped slices) before transformers' own loading pass runs once over them, so
+dtype, device map, quantisation and tied weights behave as for any checkpoint and the LLM is never held twice.
+"""
+
+import copy
+import os
+from contextlib import contextmanager
+
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.modeling_utils import PreTrainedModel, _get_resolved_checkpoint_files, load_state_dict
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+LANGUAGE_PREFIX = "model.language_model."
+HEAD_PREFIX = "lm_head."
+# Modules that quantisation must leave alone: everything that is trained, and the head (see `quantise_only_llm`).
+TRAINED_MODULES = ("model.vision_tower", "model.merger", "model.fuser", "model.projector")
+# Where each quantiser keeps its list of modules to leave alone.
+SKIP_LIST_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+# Reserved tokens that LLM vocabularies offer for a placeholder, best first; the unknown token is the last resort.
+PLACEHOLDER_TOKENS = (
+    "<image>",
+    "<|image_pad|>",
+    "<|vision_pad|>",
+    "<|image|>",
+    "<image_soft_token>",
+    "<|reserved_special_token_0|>",
+    "<|fim_pad|>",
+    "<|placeholder1|>",
+    "<unused0>",
+)
+
+
+def is_language_key(name: str) -> bool:
+    """Whether a state-dict key belongs to the LLM (decoder or head)."""
+    return name.startswith((LANGUAGE_PREFIX, HEAD_PREFIX))
+
+
+def resolve_text_model(config, variant_folder: str | None) -> str:
+    """Repo id or folder of the LLM; a path that starts with a dot is relative to the variant's own folder."""
+    name = config.text_model_name_or_path
+    if name.startswith(("./", "../")) and variant_folder:
+        return os.path.normpath(os.path.join(variant_folder, name))
+    return name
+
+
+@contextmanager
+def open_slices(files: list[str]):
+    """Yield {key: lazy slice} over checkpoint files, open for the duration of the block."""
+    pointers, slices = [], {}
+    for file in files:
+        if not file.endswith(".safetensors"):
+            slices.update(load_state_dict(file, weights_only=True))
+            continue
+        pointer = safe_open(file, framework="pt")
+        pointers.append(pointer)
+        slices.update({key: pointer.get_slice(key) for key in pointer.keys()})  # noqa: SIM118 - not a dict
+    try:
+        yield slices
+    finally:
+        for pointer in pointers:
+            pointer.__exit__(None, None, None)
+
+
+def text_checkpoint_files(config, load_config) -> list[str]:
+    """Checkpoint files of the referenced LLM. Raises `OSError` naming the LLM and the commit when unavailable."""
+    name = resolve_text_model(config, load_config.pretrained_model_name_or_path)
+    revision = config.text_model_revision
+    kwargs = {**(load_config.download_kwargs or {}), "revision": revision, "subfolder": ""}
+    try:
+        files, _ = _get_resolved_checkpoint_files(
+            pretrained_model_name_or_path=name,
+            variant=None,
+            gguf_file=None,
+            use_safetensors=load_config.use_safetensors,
+            user_agent=None,
+            is_remote_code=False,
+            download_kwargs=kwargs,
+        )
+    except (OSError, ValueError) as error:
+        at = f" at commit {revision}" if revision else ""
+        raise OSError(
+            f"This variant needs the language model {name}{at}, which cannot be loaded: {error} "
+            "Check access to it, or load a variant saved with save_pretrained(..., merged=True)."
+        ) from error
+    return files
+
+
+def text_keys_to_ours(slices: dict, text_config) -> dict:
+    """Rename a causal LM's keys to ours: `model.layers.0...` -> `model.language_model.layers.0...`."""
+    prefix = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)].base_model_prefix + "."
+    return {
+        LANGUAGE_PREFIX + key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in slices.items()
+    }
+
+
+def load_with_text_model(model, state_dict, checkpoint_files, load_config):
+    """`PreTrainedModel._load_pretrained_model` over the variant's weights joined with the referenced LLM's."""
+    with open_slices(checkpoint_files if state_dict is None else []) as own:
+        merged = dict(own) if state_dict is None else dict(state_dict)
+        if any(key.startswith(LANGUAGE_PREFIX) for key in merged):  # a merged, self-contained copy
+            return PreTrainedModel._load_pretrained_model(model, merged, checkpoint_files, load_config)
+        with open_slices(text_checkpoint_files(model.config, load_config)) as text:
+            renamed = text_keys_to_ours(text, model.config.text_config)
+            wanted = set(model.state_dict())
+            # The base model has no head, so the LLM's head is left out there rather than reported as unexpected.
+            has_head = any(key.startswith(HEAD_PREFIX) for key in wanted)
+            merged.update({k: v for k, v in renamed.items() if has_head or not k.startswith(HEAD_PREFIX)})
+            return PreTrainedModel._load_pretrained_model(model, merged, checkpoint_files, load_config)
+
+
+def quantise_only_llm(quantization_config):
+    """Copy of a quantisation config that leaves the trained modules and the head in full precision.
+
+    Raises:
+        ValueError: when the method has no list of modules to leave alone.
+    """
+    quantization_config = copy.deepcopy(quantization_config)
+    skip = [*TRAINED_MODULES, "lm_head"]
+    if isinstance(quantization_config, dict):
+        bnb = quantization_config.get("quant_method") == "bitsandbytes" or any(
+            key.startswith("load_in_") or key.startswith("bnb_") for key in quantization_config
+        )
+        field = "llm_int8_skip_modules" if bnb else "modules_to_not_convert"
+        quantization_config[field] = sorted({*(quantization_config.get(field) or []), *skip})
+        return quantization_config
+    for field in SKIP_LIST_FIELDS:
+        if hasattr(quantization_config, field):
+            setattr(quantization_config, field, sorted({*(getattr(quantization_config, field) or []), *skip}))
+            return quantization_config
+    raise ValueError(
+        f"{type(quantization_config).__name__} has no list of modules to leave unquantised ({', '.join(SKIP_LIST_FIELDS)}), "
+        "so it would quantise the trained fusion module; quantise the language model's own repository instead."
+    )
+
+
+def find_image_token_id(text: str, revision: str | None) -> int:
+    """Id of a reserved token of the LLM's tokenizer that can stand for one visual token.
+
+    Raises:
+        ValueError: when the vocabulary offers none.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(text, revision=revision)
+    vocabulary = tokenizer.get_vocab()
+    for token in (*PLACEHOLDER_TOKENS, tokenizer.unk_token):
+        if token is not None and token in vocabulary:
+            return vocabulary[token]
+    raise ValueError(
+        f"The tokenizer of {text} has no reserved token for image placeholders; pass image_token_id= with the id of a "
+        "token that never occurs in text."
+    )
+
+
+def pinned_revision(config, name: str, revision: str | None) -> str | None:
+    """Commit that `revision` resolved to for a Hub repository; None for a local folder, which has no commits."""
+    return None if os.path.isdir(name) else getattr(config, "_commit_hash", None) or revision
+
+
+def load_vision_tower(vision, revision: str | None = None):
+    """Vision tower model from a repo id, a folder (of the tower or of a whole CLIP/SigLIP), or a module as it is."""
+    if isinstance(vision, PreTrainedModel):
+        return vision
+    config = AutoConfig.from_pretrained(vision, revision=revision)
+    tower_config = getattr(config, "vision_config", config)
+    # The tower's own class reads the vision half out of a two-tower checkpoint.
+    tower_class = AutoModel._model_mapping[type(tower_config)]
+    tower = tower_class.from_pretrained(vision, config=tower_config, revision=revision)
+    tower.config._commit_hash = getattr(config, "_commit_hash", None)
+    return tower
