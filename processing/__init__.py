@@ -1,1 +1,26 @@
+"""Images and text to model inputs. Importing this package registers the processors with transformers' Auto classes."""
 
+from transformers import AutoImageProcessor, AutoProcessor
+
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig
+
+from .assemble import build_processor, clip_query_tokenizer, default_chat_template
+from .image_processing_fusedvlm import FusedVLMImageProcessor
+from .image_processing_pil_fusedvlm import FusedVLMImageProcessorPil
+from .processing_fusedvlm import FusedVLMProcessor
+
+AutoImageProcessor.register(
+    FusedVLMConfig,
+    image_processor_classes={"torchvision": FusedVLMImageProcessor, "pil": FusedVLMImageProcessorPil},
+    exist_ok=True,
+)
+AutoProcessor.register(FusedVLMConfig, FusedVLMProcessor, exist_ok=True)
+
+__all__ = [
+    "FusedVLMImageProcessor",
+    "FusedVLMImageProcessorPil",
+    "FusedVLMProcessor",
+    "build_processor",
+    "clip_query_tokenizer",
+    "default_chat_template",
+]

@@ -1,0 +1,98 @@
+"""Build a processor for a newly assembled model (not shipped to the Hub: loading a variant needs none of this)."""
+
+from pathlib import Path
+
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .image_processing_fusedvlm import FusedVLMImageProcessor
+from .processing_fusedvlm import FusedVLMProcessor
+
+FOLDER = Path(__file__).parent
+
+
+def build_processor(
+    config,
+    *,
+    text: str | None = None,
+    query_tokenizer: PreTrainedTokenizerBase | str | None = None,
+    image_processor=None,
+    chat_template: str | None = None,
+) -> FusedVLMProcessor:
+    """Processor for a model from `FusedVLMForConditionalGeneration.from_backbones`.
+
+    Args:
+        config: the model's `FusedVLMConfig`.
+        text: LLM repo id or folder; by default the one the config refers to.
+        query_tokenizer: tokenizer of the fusion module, or where to load it; by default CLIP's BPE.
+        image_processor: by default `FusedVLMImageProcessor` at the tower's image size and normalisation.
+        chat_template: by default the LLM's own template behind the marker prelude, or the Llama-2 layout of the
+            published checkpoints when the LLM has none.
+
+    Raises:
+        ValueError: when the query tokenizer's vocabulary does not end where the queries begin.
+    """
+    tokenizer = load_text_tokenizer(config, text)
+    if query_tokenizer is None:
+        query_tokenizer = clip_query_tokenizer()
+    if not isinstance(query_tokenizer, PreTrainedTokenizerBase):
+        query_tokenizer = AutoTokenizer.from_pretrained(query_tokenizer)
+    if query_tokenizer.vocab_size != config.first_query_token_id:
+        raise ValueError(
+            f"The query tokenizer has {query_tokenizer.vocab_size} tokens, but the model's queries begin at row "
+            f"{config.first_query_token_id}: they must be equal."
+        )
+    return FusedVLMProcessor(
+        image_processor=image_processor or default_image_processor(config),
+        tokenizer=tokenizer,
+        query_tokenizer=query_tokenizer,
+        image_token_id=config.image_token_id,
+        num_visual_tokens=config.num_visual_tokens,
+        num_followup_visual_tokens=config.num_followup_visual_tokens,
+        max_num_visual_tokens=config.max_num_visual_tokens,
+        chat_template=chat_template or default_chat_template(tokenizer.chat_template),
+    )
+
+
+def load_text_tokenizer(config, text: str | None = None) -> PreTrainedTokenizerBase:
+    """The LLM's tokenizer, padding on the left, with a pad token and the LLM's context as its length limit."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        text or config.text_model_name_or_path, revision=None if text else config.text_model_revision
+    )
+    tokenizer.padding_side = "left"  # batches are for generation first; collators pad right explicitly
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    limit = getattr(config.text_config, "max_position_embeddings", None)
+    if limit is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+    return tokenizer
+
+
+def default_image_processor(config) -> FusedVLMImageProcessor:
+    """HD image processor at the tower's image size, with the tower's published normalisation where it has one."""
+    size = config.vision_config.image_size
+    kwargs = {"size": {"height": size, "width": size}, "max_local_views": config.max_local_views}
+    source = config.vision_model_name_or_path
+    if source is not None and (not Path(source).is_dir() or (Path(source) / "preprocessor_config.json").exists()):
+        published = AutoImageProcessor.from_pretrained(source, revision=config.vision_model_revision)
+        kwargs.update(image_mean=published.image_mean, image_std=published.image_std)
+    return FusedVLMImageProcessor(**kwargs)
+
+
+def default_chat_template(llm_template: str | dict | None) -> str:
+    """The LLM's own chat template behind the marker prelude, or the Llama-2 layout when it has none."""
+    if llm_template is None:
+        return (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(llm_template, dict):
+        llm_template = llm_template["default"]
+    return (FOLDER / "chat_prelude.jinja").read_text(encoding="utf-8") + llm_template
+
+
+def clip_query_tokenizer() -> CLIPTokenizer:
+    """CLIP's BPE (49,408 tokens) from the vocabulary that open_clip ships, so no download is needed."""
+    import open_clip
+
+    source = open_clip.tokenizer.SimpleTokenizer()
+    renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {renamed.get(token, token): token_id for token, token_id in source.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(source.bpe_ranks))

@@ -1,0 +1,310 @@
+"""Text and images to one packed batch; the only place that knows how many placeholders a prompt has.
+
+Layout of the result, for B prompts, I images, V views and G segments (one question asked about one image):
+
+    input_ids, attention_mask   (B, L), padded on the tokenizer's side
+    pixel_values                (V, 3, S, S), image after image, global view first
+    image_num_views             (I,)
+    question_input_ids          (sum of lengths,), question_lengths (G,), question_turns (G,), image by image
+    num_visual_tokens           (G,)
+    image_num_questions         (I,)
+    sample_num_images           (B,)
+
+Everything but the text is packed on axis 0 and holds no index across samples: joining two batches is concatenation.
+"""
+
+from transformers import AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput, make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import TextInput
+
+from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt
+from .processing_fusedvlm_tokens import TokenPieces, pad_rows
+
+QUERY_TOKENIZER_FOLDER = "query_tokenizer"
+PACKED_NAMES = [
+    "image_num_views",
+    "question_input_ids",
+    "question_lengths",
+    "question_turns",
+    "num_visual_tokens",
+    "image_num_questions",
+    "sample_num_images",
+]
+
+
+class FusedVLMProcessorKwargs(ProcessingKwargs, total=False):
+    """Keyword arguments of the processor: those of tokenizer and image processor, and the flat ones below."""
+
+    return_assistant_tokens_mask: bool
+    _defaults = {"text_kwargs": {"padding": False}}
+
+
+class FusedVLMProcessor(ProcessorMixin):
+    """Image processor, LLM tokenizer and query tokenizer behind one call.
+
+    Args:
+        image_processor: `FusedVLMImageProcessor` or its PIL twin.
+        tokenizer: the LLM's tokenizer.
+        query_tokenizer: reads questions for the fusion module (CLIP BPE in the published model).
+        image_token: marker for an image in unmarked text.
+        image_token_id: placeholder id in the LLM's vocabulary; by default the id of `image_token`.
+        num_visual_tokens: m, default per image for the first question.
+        num_followup_visual_tokens: m', default for later questions.
+        max_num_visual_tokens: largest count the model was trained with; defaults to m.
+        chat_template: Jinja template that renders marked text.
+    """
+
+    valid_processor_kwargs = FusedVLMProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        query_tokenizer=None,
+        image_token: str = IMAGE,
+        image_token_id: int | None = None,
+        num_visual_tokens: int = 256,
+        num_followup_visual_tokens: int | None = None,
+        max_num_visual_tokens: int | None = None,
+        chat_template=None,
+        **kwargs,
+    ):
+        if image_token != IMAGE:
+            raise ValueError(f"The image marker is {IMAGE}, got image_token={image_token!r}.")
+        self.image_token = image_token
+        vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+        if image_token_id is None and image_token not in vocabulary:
+            raise ValueError(f"The tokenizer has no {image_token} token; pass image_token_id= of a reserved token.")
+        self.image_token_id = vocabulary[image_token] if image_token_id is None else image_token_id
+        self.num_visual_tokens = num_visual_tokens
+        self.max_num_visual_tokens = max_num_visual_tokens or num_visual_tokens
+        if num_followup_visual_tokens is None:
+            num_followup_visual_tokens = min(8, num_visual_tokens)
+        self.num_followup_visual_tokens = num_followup_visual_tokens
+        super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template, **kwargs)
+        for name in ("num_visual_tokens", "num_followup_visual_tokens"):
+            self._check_range(getattr(self, name), name)
+
+    # -- loading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(
+        cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs
+    ):
+        """Load the query tokenizer from its own folder or fail.
+
+        The base class falls back to the LLM's tokenizer with a warning when that folder cannot be read; the model would
+        then be fed the wrong tokens.
+        """
+        if sub_processor_type == "tokenizer":
+            return super()._load_tokenizer_from_pretrained(
+                sub_processor_type, pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+            )
+        kwargs.pop("trust_remote_code", None)
+        folder = f"{subfolder}/{QUERY_TOKENIZER_FOLDER}" if subfolder else QUERY_TOKENIZER_FOLDER
+        return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of everything a call can return for the model."""
+        return [*self.tokenizer.model_input_names, "pixel_values", *PACKED_NAMES]
+
+    # -- calling -------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        questions: str | list[str] | list[list[str]] | None = None,
+        num_visual_tokens: int | list[int] | None = None,
+        num_followup_visual_tokens: int | list[int] | None = None,
+        **kwargs: Unpack[FusedVLMProcessorKwargs],
+    ) -> BatchFeature:
+        """Build a batch.
+
+        Args:
+            images: one image, a list (in the order of the `<image>` markers), or one list per prompt. Each may be a
+                PIL image, array, tensor, path, URL or base64 string.
+            text: one prompt or several, as rendered by the chat template or plain with `<image>` markers.
+            questions: what the fusion module reads, overriding what is found in the text: one string, or per prompt a
+                string or a list with one question per turn.
+            num_visual_tokens: m, for all prompts or per prompt.
+            num_followup_visual_tokens: m', for all prompts or per prompt.
+
+        Returns:
+            `BatchFeature` with the layout on top of this module.
+
+        Raises:
+            ValueError: naming the sample, when images and markers, questions and turns, or counts do not fit.
+        """
+        if images is None and text is None:
+            raise ValueError("Give text, images or both.")
+        merged = self._merge_kwargs(
+            FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        return_tensors = merged["text_kwargs"].get("return_tensors")
+        if text is None:
+            return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(entry, str) for entry in texts):
+            raise ValueError("`text` must be a string or a list of strings.")
+        prompts = [parse_prompt(entry, sample) for sample, entry in enumerate(texts)]
+        self._set_questions(prompts, questions)
+        images = self._flatten_images(images, prompts)
+        counts = [
+            (
+                self._per_sample(num_visual_tokens, "num_visual_tokens", sample, len(texts)),
+                self._per_sample(num_followup_visual_tokens, "num_followup_visual_tokens", sample, len(texts)),
+            )
+            for sample in range(len(texts))
+        ]
+        data = self._encode_text(prompts, counts, merged)
+        if images:
+            data.update(self._encode_questions(prompts, counts))
+            data.update(self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": return_tensors}))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _check_range(self, value: int, name: str) -> None:
+        if not isinstance(value, int) or not 1 <= value <= self.max_num_visual_tokens:
+            raise ValueError(
+                f"{name}={value} is out of range: this model takes 1 to {self.max_num_visual_tokens} visual tokens."
+            )
+
+    def _per_sample(self, value, name: str, sample: int, batch_size: int) -> int:
+        """The count that holds for one sample. m' follows m down where only m was asked for."""
+        if value is None:
+            return getattr(self, name)
+        if isinstance(value, (list, tuple)):
+            if len(value) != batch_size:
+                raise ValueError(f"{name} has {len(value)} entries for {batch_size} prompts.")
+            value = value[sample]
+        value = int(value)
+        self._check_range(value, name)
+        return value
+
+    def _set_questions(self, prompts: list[Prompt], questions) -> None:
+        """Replace the questions found in the text by explicit ones, and refuse empty questions about an image."""
+        if questions is not None:
+            questions = [questions] if isinstance(questions, str) or len(prompts) == 1 else list(questions)
+            if len(prompts) == 1 and len(questions) == 1 and isinstance(questions[0], list) and questions[0]:
+                questions = questions[0] if isinstance(questions[0][0], list) else questions
+            if len(questions) != len(prompts):
+                raise ValueError(f"questions has {len(questions)} entries for {len(prompts)} prompts.")
+        for sample, prompt in enumerate(prompts):
+            turns = [turn for turn in prompt.turns if turn.num_new_images or turn.num_seen_images]
+            if questions is not None and turns:
+                given = [questions[sample]] if isinstance(questions[sample], str) else list(questions[sample])
+                if len(given) != len(turns):
+                    raise ValueError(f"Sample {sample}: {len(given)} questions for {len(turns)} turns with images.")
+                for turn, question in zip(turns, given, strict=True):
+                    turn.question = question
+            if prompt.is_marked or questions is not None:
+                self._refuse_empty(turns, sample)
+
+    @staticmethod
+    def _refuse_empty(turns: list[Turn], sample: int) -> None:
+        for number, turn in enumerate(turns):
+            if not turn.question.strip():
+                raise ValueError(f"Sample {sample}: question {number} is empty; ask something about the image.")
+
+    def _flatten_images(self, images, prompts: list[Prompt]) -> list:
+        """Images of all prompts in marker order, checked against the markers prompt by prompt."""
+        expected = [prompt.num_images for prompt in prompts]
+        if images is None:
+            if sum(expected):
+                raise ValueError(f"The prompts have {expected} {IMAGE} markers but no images were given.")
+            return []
+        images = self.image_processor.fetch_images(images)
+        if isinstance(images, (list, tuple)) and images and all(isinstance(entry, (list, tuple)) for entry in images):
+            if len(images) != len(prompts):
+                raise ValueError(f"images has {len(images)} lists for {len(prompts)} prompts.")
+            for sample, (entry, count) in enumerate(zip(images, expected, strict=True)):
+                if len(entry) != count:
+                    raise ValueError(f"Sample {sample}: {count} {IMAGE} markers in the text but {len(entry)} images.")
+            images = [image for entry in images for image in entry]
+        images = make_flat_list_of_images(images) if not isinstance(images, list) or images else []
+        if len(images) != sum(expected):
+            raise ValueError(
+                f"The prompts have {sum(expected)} {IMAGE} markers (per sample: {expected}) but {len(images)} images "
+                "were given."
+            )
+        return images
+
+    def _encode_text(self, prompts: list[Prompt], counts: list[tuple[int, int]], merged: dict) -> dict:
+        """Token ids of all prompts with every image marker expanded to its placeholders."""
+        text_kwargs = merged["text_kwargs"]
+        encoder = TokenPieces(self.tokenizer, self.image_token_id)
+        rows = []
+        for sample, (prompt, (first, followup)) in enumerate(zip(prompts, counts, strict=True)):
+            sizes = {"image": first, "again": min(first, followup)}
+            rows.append(
+                encoder.encode(
+                    prompt.pieces,
+                    sizes,
+                    add_special_tokens=not prompt.is_marked and text_kwargs.get("add_special_tokens", True),
+                    sample=sample,
+                )
+            )
+        return pad_rows(
+            self.tokenizer,
+            rows,
+            text_kwargs,
+            image_token_id=self.image_token_id,
+            return_mm_token_type_ids=merged.get("return_mm_token_type_ids") or False,
+            return_assistant_mask=merged.get("return_assistant_tokens_mask") or False,
+        )
+
+    def _encode_questions(self, prompts: list[Prompt], counts: list[tuple[int, int]]) -> dict:
+        """The packed question fields, image by image."""
+        packed = {name: [] for name in PACKED_NAMES if name != "image_num_views"}
+        for prompt, (first, followup) in zip(prompts, counts, strict=True):
+            asked: list[list[tuple[int, int, str]]] = []  # per image: (turn, visual tokens, question)
+            for number, turn in enumerate(prompt.turns):
+                for image in range(turn.num_seen_images):
+                    asked[image].append((number, min(first, followup), turn.question))
+                asked.extend([(number, first, turn.question)] for _ in range(turn.num_new_images))
+            packed["sample_num_images"].append(len(asked))
+            for segments in asked:
+                packed["image_num_questions"].append(len(segments))
+                for number, size, question in segments:
+                    ids = self.query_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
+                    packed["question_input_ids"].extend(ids["input_ids"])
+                    packed["question_lengths"].append(len(ids["input_ids"]))
+                    packed["question_turns"].append(number)
+                    packed["num_visual_tokens"].append(size)
+        return packed
+
+    # -- what transformers and servers ask a processor -----------------------------------------------------------------
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """Text that stands for one image's placeholders: m times the marker."""
+        return self.image_token * self.num_visual_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
+        """Visual tokens and views per image, from sizes (height, width) alone: m does not depend on the image."""
+        data = {}
+        if image_sizes is not None:
+            m = int(kwargs.get("num_visual_tokens") or self.num_visual_tokens)
+            views = [self.image_processor.get_number_of_views(*size, kwargs) for size in image_sizes]
+            data.update(num_image_tokens=[m] * len(image_sizes), num_image_patches=views)
+        return MultiModalData(**data)
+
+    def _prepare_processor_kwargs(self, chat_template, processor_kwargs, kwargs, **flags) -> dict:
+        """Ask `__call__` for the assistant mask itself: it knows the answers, so no offsets have to be corrected."""
+        processor_kwargs = super()._prepare_processor_kwargs(chat_template, dict(processor_kwargs), kwargs, **flags)
+        if flags.get("return_assistant_tokens_mask"):
+            for name in ("return_offsets_mapping", "return_text_replacement_offsets"):
+                processor_kwargs.pop(name, None)
+            processor_kwargs["return_assistant_tokens_mask"] = True
+        return processor_kwargs
+
+    def _adjust_assistant_masks_indices(self, processed_dict, generation_indices):
+        """Nothing to adjust: `assistant_masks` came from the answer markers."""
+        return processed_dict
+
+
+FusedVLMProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["FusedVLMProcessor", "FusedVLMProcessorKwargs"]

@@ -1,0 +1,151 @@
+"""Prompt text to pieces: where visual tokens go, which text is a question, which is an answer, which is literal.
+
+Marked text is what the chat template renders:
+
+    <s>[INST] <image><|question|>What is this?<|/question|>[/INST]<|answer|>A cat. <|/answer|></s>
+    <s>[INST]<|image_again|><|question|>What colour?<|/question|>[/INST]
+
+    <image>             m visual tokens of an image that is new in this turn
+    <|image_again|>     m' visual tokens of an image seen before; the j-th one in a turn is the sample's j-th image
+    <|question|>        user text: goes to the fusion module, and literally (no special tokens) to the LLM
+    <|answer|>          assistant text: literal too; with the end-of-turn token behind it, what training learns
+    <|piece|>           a boundary for tokenisation, nothing else
+
+Nothing inside a question or an answer is read as a marker, except its closing one, which the template escapes with a
+private-use character; so `<image>` typed by a user stays text. Text without `<|question|>` and `<|answer|>` is unmarked:
+there only the two image markers count.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+IMAGE = "<image>"
+IMAGE_AGAIN = "<|image_again|>"
+ESCAPE = "\ue000"
+
+_MARKED = re.compile(
+    r"(?P<image><image>)|(?P<again><\|image_again\|>)|(?P<piece><\|piece\|>)"
+    r"|<\|question\|>(?P<question>.*?)<\|/question\|>|<\|answer\|>(?P<answer>.*?)(?:<\|/answer\|>|\Z)",
+    re.DOTALL,
+)
+_UNMARKED = re.compile(r"(?P<image><image>)|(?P<again><\|image_again\|>)")
+
+
+@dataclass
+class Piece:
+    """A stretch of prompt: `kind` is text, image, again, question or answer; `turn` counts questions."""
+
+    kind: str
+    text: str
+    turn: int
+
+
+@dataclass
+class Turn:
+    """One question and the images in front of it."""
+
+    num_new_images: int = 0
+    num_seen_images: int = 0
+    question: str = ""
+
+
+@dataclass
+class Prompt:
+    """A parsed prompt."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    is_marked: bool = False
+
+    @property
+    def num_images(self) -> int:
+        """Images the prompt introduces."""
+        return sum(turn.num_new_images for turn in self.turns)
+
+
+def escape(text: str) -> str:
+    """Make markers inside literal text harmless; the chat template does the same in Jinja."""
+    return text.replace("<|", f"<{ESCAPE}|").replace(IMAGE, f"<{ESCAPE}image>")
+
+
+def unescape(text: str) -> str:
+    """Undo `escape`."""
+    return text.replace(f"<{ESCAPE}", "<")
+
+
+def parse_prompt(text: str, sample: int = 0) -> Prompt:
+    """Split a prompt into pieces and turns.
+
+    Raises:
+        ValueError: when an image is shown again before it was shown, or after a new one in the same turn.
+    """
+    is_marked = "<|question|>" in text or "<|answer|>" in text
+    return _parse_marked(text, sample) if is_marked else _parse_unmarked(text, sample)
+
+
+def _parse_marked(text: str, sample: int) -> Prompt:
+    prompt = Prompt(is_marked=True)
+    turn, seen, last = Turn(), 0, 0
+    for match in _MARKED.finditer(text):
+        _add_text(prompt, text[last : match.start()])
+        last = match.end()
+        kind = match.lastgroup
+        if kind == "image":
+            turn.num_new_images += 1
+        elif kind == "again":
+            _see_again(turn, seen, sample)
+        elif kind == "question":
+            turn.question = unescape(match["question"])
+        if kind != "piece":
+            prompt.pieces.append(Piece(kind, unescape(match[kind]), len(prompt.turns)))
+        if kind == "question":
+            seen += turn.num_new_images
+            prompt.turns.append(turn)
+            turn = Turn()
+    _add_text(prompt, text[last:])
+    if turn.num_new_images or turn.num_seen_images:
+        prompt.turns.append(turn)  # images after the last question: a turn that is asked nothing
+    return prompt
+
+
+def _parse_unmarked(text: str, sample: int) -> Prompt:
+    """Image markers with only white space between them are one turn; its question is the text up to the next turn.
+
+    With a single turn the question is the whole text, in front of the images too.
+    """
+    prompt = Prompt()
+    turn, seen, last = None, 0, 0
+    for match in _UNMARKED.finditer(text):
+        between = text[last : match.start()]
+        if turn is None or between.strip():
+            if turn is not None:
+                turn.question = between.strip()
+                seen += turn.num_new_images
+            turn = Turn()
+            prompt.turns.append(turn)
+        _add_text(prompt, between)
+        last = match.end()
+        if match.lastgroup == "image":
+            turn.num_new_images += 1
+        else:
+            _see_again(turn, seen, sample)
+        prompt.pieces.append(Piece(match.lastgroup, match.group(), len(prompt.turns) - 1))
+    _add_text(prompt, text[last:])
+    if len(prompt.turns) == 1:
+        prompt.turns[0].question = _UNMARKED.sub("", text).strip()
+    elif turn is not None:
+        turn.question = text[last:].strip()
+    return prompt
+
+
+def _add_text(prompt: Prompt, text: str) -> None:
+    if text:
+        prompt.pieces.append(Piece("text", unescape(text), len(prompt.turns)))
+
+
+def _see_again(turn: Turn, seen: int, sample: int) -> None:
+    if turn.num_new_images:
+        raise ValueError(f"Sample {sample}: put {IMAGE_AGAIN} in front of new {IMAGE} markers in a turn, not behind.")
+    turn.num_seen_images += 1
+    if turn.num_seen_images > seen:
+        raise ValueError(f"Sample {sample}: {turn.num_seen_images} x {IMAGE_AGAIN} but {seen} images seen before.")
