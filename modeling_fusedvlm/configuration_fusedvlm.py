@@ -16,7 +16,7 @@ UNSUPPORTED_HEAD_FIELDS = ("lm_head_multiplier", "output_multiplier")
 class FusedVLMFuserConfig(LlamaConfig):
     """The causal fusion decoder: a Llama without a head, whose embedding table holds question tokens and queries.
 
-    It has a model type of its own so that `FusedVLMFuserConfig.from_pretrained(folder)` cannot pick up the LLM's config.
+    It has a model type of its own so that `FusedVLMFuserConfig.from_pretrained(folder)` cannot read the LLM's config.
 
     Rows `first_query_token_id ...` of the embedding table are the learnable queries; the row `eos_token_id` is the last
     query of every group (reference section 3).
@@ -156,8 +156,8 @@ class FusedVLMConfig(PreTrainedConfig):
         """Raise `ValueError` naming the range when a token count is outside 1..max_num_visual_tokens."""
         if not 1 <= num_visual_tokens <= self.max_num_visual_tokens:
             raise ValueError(
-                f"{name}={num_visual_tokens} is out of range: this model takes 1 to {self.max_num_visual_tokens} visual "
-                f"tokens (trained with m in {sorted(self.trained_num_visual_tokens)})."
+                f"{name}={num_visual_tokens} is out of range: this model takes 1 to {self.max_num_visual_tokens} "
+                f"visual tokens (trained with m in {sorted(self.trained_num_visual_tokens)})."
             )
 
     # Checked at construction rather than in `validate_*` methods: those wrap the error in a type of their own, and a
@@ -185,8 +185,8 @@ class FusedVLMConfig(PreTrainedConfig):
         rows = self.fuser_config.vocab_size - self.first_query_token_id + 1
         if self.distinct_queries and self.max_num_visual_tokens > rows:
             raise ValueError(
-                f"{self.max_num_visual_tokens} visual tokens need {self.max_num_visual_tokens - 1} query rows after row "
-                f"{self.first_query_token_id} of the fusion embedding table, which has {self.fuser_config.vocab_size} "
+                f"{self.max_num_visual_tokens} visual tokens need {self.max_num_visual_tokens - 1} query rows after "
+                f"row {self.first_query_token_id} of the fusion embedding table, which has {self.fuser_config.vocab_size} "
                 f"rows; set fuser_config.vocab_size to {self.first_query_token_id + self.max_num_visual_tokens - 1}."
             )
 

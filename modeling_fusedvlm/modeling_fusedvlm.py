@@ -96,6 +96,7 @@ class FusedVLMContrastiveOutput(ModelOutput):
         loss: contrastive_loss + identity_loss, with `return_loss=True`.
         contrastive_loss, identity_loss: its two parts (reference section 5).
         logits_per_image: (G, G) cosines, not scaled by the temperature, as published.
+        logit_scale: scalar, exp of the learned log temperature.
         image_embeds: (G, projection_dim) unit rows, from the eos state of each question.
         answer_embeds: (G, projection_dim) unit rows.
         query_states: (sum m_g, C) fusion states at all queries and eos of the batch.
@@ -105,6 +106,7 @@ class FusedVLMContrastiveOutput(ModelOutput):
     contrastive_loss: torch.Tensor | None = None
     identity_loss: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
+    logit_scale: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     answer_embeds: torch.Tensor | None = None
     query_states: torch.Tensor | None = None
@@ -208,8 +210,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         """Refuse to resize an LLM that is only referred to: reloading it would not fit."""
         if self.config.text_model_name_or_path is not None and (args or kwargs.get("new_num_tokens") is not None):
             raise ValueError(
-                f"The embeddings of {self.config.text_model_name_or_path} cannot be resized: the variant refers to that "
-                "model and would not load again. Set config.text_model_name_or_path = None to keep an own copy."
+                f"The embeddings of {self.config.text_model_name_or_path} cannot be resized: the variant refers to "
+                "that model and would not load again. Set config.text_model_name_or_path = None to keep an own copy."
             )
         return super().resize_token_embeddings(*args, **kwargs)
 
@@ -257,7 +259,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
                     f"question_lengths={lengths} adds up to {sum(lengths)}, but question_input_ids has "
                     f"{len(question_input_ids)} tokens."
                 )
-            questions = question_input_ids.to(device).split(lengths)
+            questions = question_input_ids.to(device, torch.long).split(lengths)
         ids = []
         for segment, question in zip(plan.segments, questions, strict=True):
             config.check_num_visual_tokens(segment.num_visual_tokens)
@@ -439,7 +441,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         if input_ids is not None and is_prefill:
             torch_compilable_check(
                 ~(input_ids == image_token_id).any(),
-                "The prompt has image placeholders but no images were given (expected 0 visual tokens in every sample).",
+                "The prompt has image placeholders but no images were given: expected 0 in every sample.",
             )
         if self.training and torch.is_grad_enabled() and self.projector.weight.requires_grad:
             inputs_embeds = inputs_embeds + self._gradient_anchor().to(inputs_embeds)
@@ -745,12 +747,13 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         query_states = torch.cat(fused.segment_states)
         output = FusedVLMContrastiveOutput(
             logits_per_image=image_embeds @ answer_embeds.T,
+            logit_scale=self.logit_scale.exp(),
             image_embeds=image_embeds,
             answer_embeds=answer_embeds,
             query_states=query_states,
         )
         if return_loss:
-            output.contrastive_loss = contrastive_loss(image_embeds, answer_embeds, self.logit_scale.exp())
+            output.contrastive_loss = contrastive_loss(image_embeds, answer_embeds, output.logit_scale)
             output.identity_loss = identity_loss(query_states)
             output.loss = output.contrastive_loss + output.identity_loss
         return output

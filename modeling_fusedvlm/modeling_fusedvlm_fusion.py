@@ -110,8 +110,6 @@ def check_total(name: str, values: list[int], expected: int, what: str) -> None:
         raise ValueError(f"{name}={values} adds up to {sum(values)}, but the batch has {expected} {what}.")
 
 
-
-
 def build_fusion_plan(
     num_views: int,
     default_num_visual_tokens: int,

@@ -121,7 +121,7 @@ def quantise_only_llm(quantization_config):
     skip = [*TRAINED_MODULES, "lm_head"]
     if isinstance(quantization_config, dict):
         bnb = quantization_config.get("quant_method") == "bitsandbytes" or any(
-            key.startswith("load_in_") or key.startswith("bnb_") for key in quantization_config
+            key.startswith(("load_in_", "bnb_")) for key in quantization_config
         )
         field = "llm_int8_skip_modules" if bnb else "modules_to_not_convert"
         quantization_config[field] = sorted({*(quantization_config.get(field) or []), *skip})
@@ -131,8 +131,8 @@ def quantise_only_llm(quantization_config):
             setattr(quantization_config, field, sorted({*(getattr(quantization_config, field) or []), *skip}))
             return quantization_config
     raise ValueError(
-        f"{type(quantization_config).__name__} has no list of modules to leave unquantised ({', '.join(SKIP_LIST_FIELDS)}), "
-        "so it would quantise the trained fusion module; quantise the language model's own repository instead."
+        f"{type(quantization_config).__name__} has no list of modules to leave unquantised "
+        f"({', '.join(SKIP_LIST_FIELDS)}), so it would quantise the trained fusion module; quantise the language model's own repository instead."
     )
 
 

@@ -90,9 +90,7 @@ class FusedVLMProcessor(ProcessorMixin):
     # -- loading -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _load_tokenizer_from_pretrained(
-        cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs
-    ):
+    def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
         """Load the query tokenizer from its own folder or fail.
 
         The base class falls back to the LLM's tokenizer with a warning when that folder cannot be read; the model would
@@ -141,30 +139,52 @@ class FusedVLMProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("Give text, images or both.")
-        merged = self._merge_kwargs(
-            FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
-        )
+        merged = self._merge_kwargs(FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = merged["text_kwargs"].get("return_tensors")
         if text is None:
             return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
-        texts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(entry, str) for entry in texts):
-            raise ValueError("`text` must be a string or a list of strings.")
-        prompts = [parse_prompt(entry, sample) for sample, entry in enumerate(texts)]
-        self._set_questions(prompts, questions)
+        prompts = self._parse(text, questions)
         images = self._flatten_images(images, prompts)
-        counts = [
-            (
-                self._per_sample(num_visual_tokens, "num_visual_tokens", sample, len(texts)),
-                self._per_sample(num_followup_visual_tokens, "num_followup_visual_tokens", sample, len(texts)),
-            )
-            for sample in range(len(texts))
-        ]
-        data = self._encode_text(prompts, counts, merged)
+        data = self._encode(prompts, num_visual_tokens, num_followup_visual_tokens, merged)
         if images:
-            data.update(self._encode_questions(prompts, counts))
             data.update(self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": return_tensors}))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def encode_prompts(
+        self,
+        text: TextInput | list[TextInput],
+        questions: str | list[str] | list[list[str]] | None = None,
+        num_visual_tokens: int | list[int] | None = None,
+        num_followup_visual_tokens: int | list[int] | None = None,
+        **kwargs: Unpack[FusedVLMProcessorKwargs],
+    ) -> BatchFeature:
+        """The text half of a call: everything but pixels, for images whose view features are already computed.
+
+        Arguments, result and errors as for a call; `pixel_values` and `image_num_views` are missing from the result.
+        """
+        merged = self._merge_kwargs(FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        prompts = self._parse(text, questions)
+        data = self._encode(prompts, num_visual_tokens, num_followup_visual_tokens, merged)
+        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    def _parse(self, text: TextInput | list[TextInput], questions) -> list[Prompt]:
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(entry, str) for entry in texts):
+            raise ValueError("`text` must be a string or a non-empty list of strings.")
+        prompts = [parse_prompt(entry, sample) for sample, entry in enumerate(texts)]
+        self._set_questions(prompts, questions)
+        return prompts
+
+    def _encode(self, prompts: list[Prompt], num_visual_tokens, num_followup_visual_tokens, merged: dict) -> dict:
+        counts = []
+        for sample in range(len(prompts)):
+            first = self._per_sample(num_visual_tokens, "num_visual_tokens", sample, len(prompts))
+            followup = self._per_sample(num_followup_visual_tokens, "num_followup_visual_tokens", sample, len(prompts))
+            counts.append((first, min(first, followup)))  # m' follows m down, as in the published (1, 1)
+        data = self._encode_text(prompts, counts, merged)
+        if any(prompt.num_images for prompt in prompts):
+            data.update(self._encode_questions(prompts, counts))
+        return data
 
     def _check_range(self, value: int, name: str) -> None:
         if not isinstance(value, int) or not 1 <= value <= self.max_num_visual_tokens:
@@ -173,7 +193,7 @@ class FusedVLMProcessor(ProcessorMixin):
             )
 
     def _per_sample(self, value, name: str, sample: int, batch_size: int) -> int:
-        """The count that holds for one sample. m' follows m down where only m was asked for."""
+        """The count that holds for one sample."""
         if value is None:
             return getattr(self, name)
         if isinstance(value, (list, tuple)):
@@ -235,18 +255,17 @@ class FusedVLMProcessor(ProcessorMixin):
     def _encode_text(self, prompts: list[Prompt], counts: list[tuple[int, int]], merged: dict) -> dict:
         """Token ids of all prompts with every image marker expanded to its placeholders."""
         text_kwargs = merged["text_kwargs"]
-        encoder = TokenPieces(self.tokenizer, self.image_token_id)
-        rows = []
-        for sample, (prompt, (first, followup)) in enumerate(zip(prompts, counts, strict=True)):
-            sizes = {"image": first, "again": min(first, followup)}
-            rows.append(
-                encoder.encode(
-                    prompt.pieces,
-                    sizes,
-                    add_special_tokens=not prompt.is_marked and text_kwargs.get("add_special_tokens", True),
-                    sample=sample,
-                )
+        encoder = TokenPieces(self.tokenizer, self.image_token_id, [prompt.pieces for prompt in prompts])
+        add_special_tokens = text_kwargs.get("add_special_tokens", True)
+        rows = [
+            encoder.encode(
+                prompt.pieces,
+                {"image": first, "again": followup},
+                add_special_tokens=add_special_tokens and not prompt.is_marked,
+                sample=sample,
             )
+            for sample, (prompt, (first, followup)) in enumerate(zip(prompts, counts, strict=True))
+        ]
         return pad_rows(
             self.tokenizer,
             rows,
@@ -259,21 +278,22 @@ class FusedVLMProcessor(ProcessorMixin):
     def _encode_questions(self, prompts: list[Prompt], counts: list[tuple[int, int]]) -> dict:
         """The packed question fields, image by image."""
         packed = {name: [] for name in PACKED_NAMES if name != "image_num_views"}
+        asked_questions = []
         for prompt, (first, followup) in zip(prompts, counts, strict=True):
             asked: list[list[tuple[int, int, str]]] = []  # per image: (turn, visual tokens, question)
             for number, turn in enumerate(prompt.turns):
-                for image in range(turn.num_seen_images):
-                    asked[image].append((number, min(first, followup), turn.question))
+                for segments in asked[: turn.num_seen_images]:
+                    segments.append((number, followup, turn.question))
                 asked.extend([(number, first, turn.question)] for _ in range(turn.num_new_images))
             packed["sample_num_images"].append(len(asked))
-            for segments in asked:
-                packed["image_num_questions"].append(len(segments))
-                for number, size, question in segments:
-                    ids = self.query_tokenizer(question, add_special_tokens=False, split_special_tokens=True)
-                    packed["question_input_ids"].extend(ids["input_ids"])
-                    packed["question_lengths"].append(len(ids["input_ids"]))
-                    packed["question_turns"].append(number)
-                    packed["num_visual_tokens"].append(size)
+            packed["image_num_questions"].extend(len(segments) for segments in asked)
+            for number, size, question in (segment for segments in asked for segment in segments):
+                packed["question_turns"].append(number)
+                packed["num_visual_tokens"].append(size)
+                asked_questions.append(question)
+        encoded = self.query_tokenizer(asked_questions, add_special_tokens=False, split_special_tokens=True)
+        packed["question_lengths"] = [len(ids) for ids in encoded["input_ids"]]
+        packed["question_input_ids"] = [token_id for ids in encoded["input_ids"] for token_id in ids]
         return packed
 
     # -- what transformers and servers ask a processor -----------------------------------------------------------------

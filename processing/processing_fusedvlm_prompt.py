@@ -12,8 +12,8 @@ Marked text is what the chat template renders:
     <|piece|>           a boundary for tokenisation, nothing else
 
 Nothing inside a question or an answer is read as a marker, except its closing one, which the template escapes with a
-private-use character; so `<image>` typed by a user stays text. Text without `<|question|>` and `<|answer|>` is unmarked:
-there only the two image markers count.
+private-use character; so `<image>` typed by a user stays text. Text without `<|question|>` and `<|answer|>` is
+unmarked: there only the two image markers count.
 """
 
 import re

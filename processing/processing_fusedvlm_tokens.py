@@ -21,15 +21,35 @@ class TokenRow:
 
 
 class TokenPieces:
-    """Tokenise pieces one by one, as the published model does (reference section 4)."""
+    """Tokenise pieces one by one, as the published model does (reference section 4), a whole batch at a time.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int):
+    Args:
+        tokenizer: the LLM's.
+        image_token_id: placeholder of one visual token.
+        prompts: pieces of every prompt of the batch; each distinct text is tokenised once.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, prompts: list[list[Piece]]):
         self.tokenizer = tokenizer
         self.image_token_id = image_token_id
         self.special_ids = set(tokenizer.all_special_ids) - {image_token_id}
+        pieces = [piece for prompt in prompts for piece in prompt]
+        self.plain = self._tokenise({piece.text for piece in pieces if piece.kind == "text"}, literal=False)
+        self.literal = self._tokenise({p.text for p in pieces if p.kind in ("question", "answer")}, literal=True)
+
+    def _tokenise(self, texts: set[str], literal: bool) -> dict[str, list[int]]:
+        ordered = sorted(texts)
+        if not ordered:
+            return {}
+        kwargs = {"split_special_tokens": True} if literal else {}
+        ids = self.tokenizer(ordered, add_special_tokens=False, verbose=False, **kwargs)["input_ids"]
+        encoded = dict(zip(ordered, ids, strict=True))
+        if literal:
+            encoded = {text: self._without_placeholder(text, row) for text, row in encoded.items()}
+        return encoded
 
     def encode(self, pieces: list[Piece], sizes: dict[str, int], add_special_tokens: bool, sample: int) -> TokenRow:
-        """Encode one prompt.
+        """Encode one prompt of the batch.
 
         Args:
             pieces: from `parse_prompt`.
@@ -48,48 +68,35 @@ class TokenPieces:
             if piece.kind in sizes:
                 row.add([self.image_token_id] * sizes[piece.kind])
             elif piece.kind == "text":
-                ids = self._plain(piece.text)
-                # The token that ends the assistant's turn is learned with the answer.
-                ends_turn = after_answer and bool(ids) and ids[0] in self.special_ids
-                row.add(ids[: int(ends_turn)], is_answer=True)
-                row.add(ids[int(ends_turn) :])
+                ids = self.plain[piece.text]
                 self._refuse_placeholder(ids, sample)
+                # The token that ends the assistant's turn is learned with the answer.
+                ends_turn = int(after_answer and bool(ids) and ids[0] in self.special_ids)
+                row.add(ids[:ends_turn], is_answer=True)
+                row.add(ids[ends_turn:])
             else:
-                row.add(self.literal(piece.text), is_answer=piece.kind == "answer")
+                row.add(self.literal[piece.text], is_answer=piece.kind == "answer")
             after_answer = piece.kind == "answer"
         row.add(suffix)
-        limit = self.tokenizer.model_max_length
-        if limit is not None and len(row.input_ids) > limit:
-            visual = row.input_ids.count(self.image_token_id)
-            raise ValueError(
-                f"Sample {sample}: the prompt has {len(row.input_ids)} tokens, {visual} of them visual, but the language "
-                f"model reads at most {limit}; shorten the text or lower num_visual_tokens."
-            )
+        self._refuse_too_long(row, sample)
         return row
 
-    def literal(self, text: str) -> list[int]:
-        """Ids of text typed by a person: special tokens and the placeholder inside it stay plain text."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        if self.image_token_id in ids:
-            token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-            ids = []
-            # Cut through the middle of the token, so that no tokenizer can put it back together.
-            for number, part in enumerate(text.split(token)):
-                for half in ([token[:1], token[1:]] if number else []) + ([part] if part else []):
-                    ids += self.tokenizer(half, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [self._stand_in(token_id) for token_id in ids]
+    def _without_placeholder(self, text: str, ids: list[int]) -> list[int]:
+        """Text typed by a person must not hold the placeholder, even where the tokenizer reads it out of the text."""
+        if self.image_token_id not in ids:
+            return ids
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        # Cut through the token, so that no tokenizer can put it back together.
+        parts = text.replace(token, f"{token[:1]}\ue000{token[1:]}").split("\ue000")
+        rows = self.tokenizer(parts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [self._stand_in(token_id) for row in rows for token_id in row]
 
     def _stand_in(self, token_id: int) -> int:
-        """A tokenizer whose unknown token is the placeholder maps unknown text to it; text must not become visual."""
+        """Where the placeholder is the tokenizer's unknown token, unknown text becomes another special token."""
         if token_id != self.image_token_id:
             return token_id
-        stand_in = self.tokenizer.unk_token_id
-        if stand_in in (None, self.image_token_id):
-            stand_in = self.tokenizer.eos_token_id
-        return stand_in
-
-    def _plain(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        unknown = self.tokenizer.unk_token_id
+        return self.tokenizer.eos_token_id if unknown in (None, self.image_token_id) else unknown
 
     def _special_affixes(self) -> tuple[list[int], list[int]]:
         """Special tokens the tokenizer puts in front of and behind a text."""
@@ -106,6 +113,15 @@ class TokenPieces:
             raise ValueError(
                 f"Sample {sample}: the text contains {token}, the language model's placeholder for visual tokens; mark "
                 "images with <image>."
+            )
+
+    def _refuse_too_long(self, row: TokenRow, sample: int) -> None:
+        limit = self.tokenizer.model_max_length
+        if limit is not None and len(row.input_ids) > limit:
+            visual = row.input_ids.count(self.image_token_id)
+            raise ValueError(
+                f"Sample {sample}: the prompt has {len(row.input_ids)} tokens, {visual} of them visual, but the "
+                f"language model reads at most {limit}; shorten the text or lower num_visual_tokens."
             )
 
 
@@ -158,7 +174,7 @@ def _pad(values: list[int], length: int, side: str) -> list[int]:
 def _truncate(row: TokenRow, max_length: int, image_token_id: int, sample: int) -> None:
     if image_token_id in row.input_ids[max_length:]:
         raise ValueError(
-            f"Sample {sample}: cutting the prompt at max_length={max_length} would cut visual tokens; raise max_length, "
-            "lower num_visual_tokens or turn truncation off."
+            f"Sample {sample}: cutting the prompt at max_length={max_length} would cut visual tokens; raise "
+            "max_length, lower num_visual_tokens or turn truncation off."
         )
     del row.input_ids[max_length:], row.is_answer[max_length:]

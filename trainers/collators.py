@@ -1,0 +1,87 @@
+"""Conversations to training batches: right-padded, answers labelled, answers tokenised for stage 1."""
+
+from typing import Any
+
+import torch
+
+from fusedvlm.data.records import answers_per_segment, normalise_sample
+
+IGNORED = -100
+
+
+class ConversationCollator:
+    """Batch samples of the conversation format (see `fusedvlm.data.records`).
+
+    Labels are set on answer tokens and the eos that ends each answer, nothing else (reference section 4).
+
+    Args:
+        processor: `FusedVLMProcessor`.
+        num_visual_tokens, num_followup_visual_tokens: m and m'; by default the processor's.
+        with_answers: also tokenise each question's answer for the answer tower of stage 1.
+        max_answer_length: tokens of an answer, eos included; longer ones are cut in front of the eos.
+
+    Raises:
+        ValueError: on call, naming the sample that is malformed.
+    """
+
+    def __init__(
+        self,
+        processor,
+        num_visual_tokens: int | None = None,
+        num_followup_visual_tokens: int | None = None,
+        with_answers: bool = False,
+        max_answer_length: int = 77,
+    ):
+        self.processor = processor
+        self.num_visual_tokens = num_visual_tokens
+        self.num_followup_visual_tokens = num_followup_visual_tokens
+        self.with_answers = with_answers
+        self.max_answer_length = max_answer_length
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Samples to tensors; keys as in the processor's layout, plus `labels` (B, L)."""
+        checked = [normalise_sample(sample, index) for index, sample in enumerate(samples)]
+        texts = [self.processor.apply_chat_template(sample["messages"], tokenize=False) for sample in checked]
+        kwargs = {
+            "text": texts,
+            "num_visual_tokens": self.num_visual_tokens,
+            "num_followup_visual_tokens": self.num_followup_visual_tokens,
+            "padding": True,
+            "padding_side": "right",
+            "return_tensors": "pt",
+            "return_assistant_tokens_mask": True,
+        }
+        if "view_features" in samples[0]:
+            batch = dict(self.processor.encode_prompts(**kwargs))
+            batch.update(self._cached_views(samples))
+        else:
+            images = [sample["images"] for sample in checked]
+            batch = dict(self.processor(images=images if any(images) else None, **kwargs))
+        is_answer = batch.pop("assistant_masks").bool()
+        batch["labels"] = torch.where(is_answer, batch["input_ids"], IGNORED)
+        if self.with_answers:
+            batch.update(self._tokenise_answers(checked))
+        return batch
+
+    @staticmethod
+    def _cached_views(samples: list[dict]) -> dict[str, torch.Tensor]:
+        """One image per sample, its view tokens computed beforehand."""
+        features = [torch.as_tensor(sample["view_features"]) for sample in samples]
+        return {
+            "view_features": torch.cat(features),
+            "image_num_views": torch.tensor([len(views) for views in features]),
+        }
+
+    def _tokenise_answers(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        """Answers in segment order, each ended by an eos, right-padded (reference section 5)."""
+        tokenizer = self.processor.query_tokenizer
+        answers = [answer for sample in samples for answer in answers_per_segment(sample["messages"])]
+        if not answers:
+            raise ValueError("Stage 1 needs images: no sample of this batch has one.")
+        encoded = tokenizer(answers, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        rows = [torch.tensor([*ids[: self.max_answer_length - 1], tokenizer.eos_token_id]) for ids in encoded]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "answer_input_ids": pad(rows, batch_first=True, padding_value=tokenizer.eos_token_id),
+            "answer_attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
+        }

@@ -1,0 +1,63 @@
+"""Elastic m: one set of weights learns every number of visual tokens, because its queries are nested.
+
+Batches are built at the largest m. Before each step the drawn m is applied by dropping the placeholders behind it,
+which equals building the batch at that m, and needs no knowledge of steps inside data-loader workers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+PER_TOKEN = {"input_ids": 0, "attention_mask": 0, "labels": -100, "assistant_masks": 0}
+
+
+def draw_num_visual_tokens(
+    choices: Sequence[int], step: int, seed: int, probabilities: Sequence[float] | None = None
+) -> int:
+    """The m of a training step, the same on every rank and after every resume.
+
+    It depends on nothing but (seed, step): no generator state has to be saved.
+    """
+    generator = np.random.default_rng([seed, step])
+    return int(generator.choice(np.asarray(choices), p=probabilities))
+
+
+def shrink_visual_tokens(batch: dict, num_visual_tokens: int, image_token_id: int, pad_token_id: int) -> dict:
+    """The same batch with at most `num_visual_tokens` visual tokens for every segment.
+
+    Args:
+        batch: right-padded, as `ConversationCollator` builds it; `num_visual_tokens` (G,) image-major.
+        num_visual_tokens: m of this step; segments that have fewer keep what they have.
+        image_token_id, pad_token_id: ids in the LLM's vocabulary.
+
+    Returns:
+        New dict; tensors that do not change are shared.
+    """
+    if "num_visual_tokens" not in batch:
+        return batch
+    old = batch["num_visual_tokens"]
+    new = old.clamp(max=num_visual_tokens)
+    keep_in_order = _placeholders_to_keep(batch, old, new)
+    is_placeholder = batch["input_ids"] == image_token_id
+    keep = torch.ones_like(is_placeholder)
+    keep[is_placeholder] = keep_in_order.to(keep.device)
+    keep &= batch["attention_mask"].bool()
+    result = {**batch, "num_visual_tokens": new}
+    for name, padding in PER_TOKEN.items():
+        if name in batch:
+            padding = pad_token_id if name == "input_ids" else padding
+            rows = [values[kept] for values, kept in zip(batch[name], keep, strict=True)]
+            result[name] = pad_sequence(rows, batch_first=True, padding_value=padding)
+    return result
+
+
+def _placeholders_to_keep(batch: dict, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """(placeholders of the batch in prompt order,) bool: the first `new` of every segment's `old`."""
+    sample_of_image = np.repeat(np.arange(len(batch["sample_num_images"])), batch["sample_num_images"].cpu())
+    image_of_segment = np.repeat(np.arange(len(batch["image_num_questions"])), batch["image_num_questions"].cpu())
+    turns = batch["question_turns"].cpu().numpy()
+    order = np.lexsort((image_of_segment, turns, sample_of_image[image_of_segment]))
+    parts = [torch.arange(int(old[g])) < int(new[g]) for g in order]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
