@@ -186,7 +186,7 @@ class FusedVLMConfig(PreTrainedConfig):
         if self.distinct_queries and self.max_num_visual_tokens > rows:
             raise ValueError(
                 f"{self.max_num_visual_tokens} visual tokens need {self.max_num_visual_tokens - 1} query rows after "
-                f"row {self.first_query_token_id} of the fusion embedding table, which has {self.fuser_config.vocab_size} "
+                f"row {self.first_query_token_id} of the fusion table, which has {self.fuser_config.vocab_size} "
                 f"rows; set fuser_config.vocab_size to {self.first_query_token_id + self.max_num_visual_tokens - 1}."
             )
 

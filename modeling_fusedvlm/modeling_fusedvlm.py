@@ -191,7 +191,11 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         """
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         if merged or self.config.text_model_name_or_path is None:
-            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, None
+            try:
+                return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+            finally:
+                self._keys_to_ignore_on_save = ignored
         state_dict = self.state_dict() if state_dict is None else state_dict
         trained = {name: tensor for name, tensor in state_dict.items() if not is_language_key(name)}
         kwargs["save_original_format"] = False  # a pre-quantised LLM would leave conversions that cannot be reverted
@@ -526,6 +530,13 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
     """The model that answers: `FusedVLMModel` with the LLM's head."""
 
     _has_llm = True
+    # A stage-1 checkpoint loads by name; what only stage 1 has is left behind.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^answer_tower\.",
+        r"^answer_projection\.",
+        r"^image_projection\.",
+        "logit_scale",
+    ]
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 

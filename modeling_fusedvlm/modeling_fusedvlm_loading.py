@@ -132,7 +132,8 @@ def quantise_only_llm(quantization_config):
             return quantization_config
     raise ValueError(
         f"{type(quantization_config).__name__} has no list of modules to leave unquantised "
-        f"({', '.join(SKIP_LIST_FIELDS)}), so it would quantise the trained fusion module; quantise the language model's own repository instead."
+        f"({', '.join(SKIP_LIST_FIELDS)}), so it would "
+        "quantise the trained fusion module; quantise the language model's own repository instead."
     )
 
 
