@@ -1,0 +1,138 @@
+"""HD views with torchvision: one global view and up to `max_local_views` tiles per image (reference section 1)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torchvision.transforms.v2 import functional as tvF
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import Unpack
+
+from .image_processing_fusedvlm_common import (
+    WHITE,
+    FusedVLMImageProcessorKwargs,
+    FusedVLMImageProcessorMixin,
+    cut_tiles,
+    resize_bicubic,
+    resize_with_pillow,
+)
+from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb
+from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
+
+if TYPE_CHECKING:  # so that saving copies the other backend's file too
+    from .image_processing_pil_fusedvlm import FusedVLMImageProcessorPil  # noqa: F401
+
+
+class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
+    """Images to views.
+
+    Returns `pixel_values` (V, 3, S, S), normalised, image after image with the global view first, and `image_num_views`
+    (I,). On 8-bit pixels in CPU memory the result is that of the published code, whichever backend is installed.
+    """
+
+    model_input_names = ["pixel_values", "image_num_views"]
+    valid_kwargs = FusedVLMImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 336, "width": 336}
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    max_local_views = 9
+    global_view = "padded_image"
+    keep_thin_images = True
+
+    def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def fetch_images(self, image_url_or_urls):
+        """Load paths, URLs, base64 strings and bytes; everything else passes through."""
+        return fetch_images(image_url_or_urls)
+
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
+        """One image as a (3, H, W) tensor, upright."""
+        if hasattr(image, "convert"):
+            image = to_upright_rgb(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size,
+        resample,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        max_local_views: int,
+        global_view: str,
+        keep_thin_images: bool,
+        return_tensors=None,
+        **kwargs,
+    ) -> BatchFeature:
+        tile_size = self.check_options(size, max_local_views, global_view)
+
+        def finish(image: torch.Tensor) -> torch.Tensor:
+            return self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+
+        views = []
+        for image in images:
+            if not do_resize:
+                views.append(finish(image)[None])
+                continue
+            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample)
+            canvas = None if canvas is None else finish(canvas)
+            if global_view == "canvas" and canvas is not None:
+                whole = canvas
+            else:
+                whole = finish(self._global_square(image, tile_size, keep_thin_images))
+            parts = [resize_bicubic(whole.float(), tile_size)[None]]
+            if canvas is not None:
+                parts.append(cut_tiles(canvas.float(), tile_size))
+            views.append(torch.cat(parts))
+        data = {"pixel_values": [view for image in views for view in image], "image_num_views": [len(v) for v in views]}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample) -> torch.Tensor | None:
+        plan = plan_canvas(*image.shape[-2:], tile_size, max_local_views, keep_thin_images)
+        if plan is None:
+            return None
+        height, width = plan.resized_height, plan.resized_width
+        # Mirrored along the diagonal like the published code: resizing rounds differently the other way round.
+        source = image.transpose(-1, -2).contiguous() if plan.is_portrait else image
+        target = (width, height) if plan.is_portrait else (height, width)
+        resized = self._resize(source, target, resample)
+        resized = resized.transpose(-1, -2) if plan.is_portrait else resized
+        white = WHITE if not image.is_floating_point() else (WHITE if image.max() > 1 else 1.0)
+        return tvF.pad(resized, [plan.pad_left, plan.pad_top, plan.pad_right, plan.pad_bottom], fill=white)
+
+    def _global_square(self, image, tile_size, keep_thin_images) -> torch.Tensor:
+        plan = plan_global_square(*image.shape[-2:], tile_size, keep_thin_images)
+        if plan.is_shrunk:
+            image = self._resize(image, (plan.height, plan.width), PILImageResampling.LANCZOS)
+        right, bottom = plan.side - plan.width - plan.left, plan.side - plan.height - plan.top
+        return tvF.pad(image, [plan.left, plan.top, right, bottom], fill=0)
+
+    @staticmethod
+    def _resize(image: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
+        """Pillow for 8-bit pixels on the CPU, torchvision for everything else.
+
+        torchvision rounds differently from the Pillow code the checkpoints were trained with: up to one grey level for
+        bilinear, up to nine for Lanczos.
+        """
+        resample = PILImageResampling(resample)
+        if image.dtype == torch.uint8 and image.device.type == "cpu":
+            return torch.from_numpy(resize_with_pillow(image.numpy(), size, resample).copy())
+        on_gpu_lanczos = resample == PILImageResampling.LANCZOS and image.device.type != "cpu"
+        name = "BICUBIC" if on_gpu_lanczos else resample.name  # torchvision has no Lanczos on accelerators
+        return tvF.resize(image, size, interpolation=getattr(tvF.InterpolationMode, name), antialias=True)
+
+
+FusedVLMImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = ["FusedVLMImageProcessor"]

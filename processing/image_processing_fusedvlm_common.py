@@ -1,0 +1,93 @@
+"""What the torchvision and the PIL backend of the image processor share."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.processing_utils import ImagesKwargs
+
+from .image_processing_fusedvlm_views import count_views
+
+AUTO_CLASSES = {
+    "torchvision": "image_processing_fusedvlm.FusedVLMImageProcessor",
+    "pil": "image_processing_pil_fusedvlm.FusedVLMImageProcessorPil",
+}
+WHITE = 255
+
+
+class FusedVLMImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options beyond the usual ones.
+
+    Args:
+        max_local_views: most local views per image (HD-9 is 9); 0 keeps the global view only.
+        global_view: "padded_image" shows the image on a black square, as the published pipeline does; "canvas" shows
+            the canvas of the local views, as the published image processor does on its own.
+        keep_thin_images: see `plan_canvas`; `False` fails on extremely thin images as the published code does.
+    """
+
+    max_local_views: int
+    global_view: Literal["padded_image", "canvas"]
+    keep_thin_images: bool
+
+
+class FusedVLMImageProcessorMixin:
+    """View counting, checks, and an `auto_map` that names both backends."""
+
+    def check_options(self, size, max_local_views: int, global_view: str) -> int:
+        """Tile size S. Raises `ValueError` for sizes or counts that make no views."""
+        if size.height is None or size.height != size.width or size.height < 1:
+            raise ValueError(f"size must be a square view, got height={size.height}, width={size.width}.")
+        if max_local_views < 0:
+            raise ValueError(f"max_local_views={max_local_views} must not be negative; 0 keeps the global view only.")
+        if global_view not in ("padded_image", "canvas"):
+            raise ValueError(f"global_view={global_view!r} must be 'padded_image' or 'canvas'.")
+        return size.height
+
+    def get_number_of_views(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """Views of an image of that size, without looking at pixels."""
+        options = images_kwargs or {}
+        size = options.get("size") or self.size
+        size = size["height"] if isinstance(size, dict) else size.height
+        max_local_views = options.get("max_local_views", self.max_local_views)
+        return count_views(height, width, size, max_local_views)
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """Name under which transformers asks for `get_number_of_views`."""
+        return self.get_number_of_views(height, width, images_kwargs)
+
+    def to_dict(self) -> dict:
+        """As the base class, with both backends in `auto_map`; saving records only the one in use."""
+        output = super().to_dict()
+        if self._auto_class is not None or "auto_map" in output:
+            output["auto_map"] = {"AutoImageProcessor": dict(AUTO_CLASSES)}
+        return output
+
+
+def cut_tiles(canvas: torch.Tensor, tile_size: int) -> torch.Tensor:
+    """(3, rows x S, columns x S) to (rows x columns, 3, S, S), row by row."""
+    channels, height, width = canvas.shape
+    tiles = canvas.reshape(channels, height // tile_size, tile_size, width // tile_size, tile_size)
+    return tiles.permute(1, 3, 0, 2, 4).reshape(-1, channels, tile_size, tile_size)
+
+
+def resize_bicubic(image: torch.Tensor, tile_size: int) -> torch.Tensor:
+    """Normalised (3, H, W) to (3, S, S) by plain bicubic interpolation, as published: without antialiasing."""
+    if tuple(image.shape[-2:]) == (tile_size, tile_size):
+        return image
+    return torch.nn.functional.interpolate(
+        image[None], size=(tile_size, tile_size), mode="bicubic", align_corners=False, antialias=False
+    )[0]
+
+
+def resize_with_pillow(image: np.ndarray, size: tuple[int, int], resample) -> np.ndarray:
+    """(3, H, W) to (3, *size) with Pillow; uint8 as one picture, floats channel by channel."""
+    target = (size[1], size[0])
+    if image.dtype == np.uint8 and image.shape[0] == 3:
+        picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        return np.asarray(picture.resize(target, resample)).transpose(2, 0, 1)
+    if image.dtype == np.uint8:
+        channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in image]
+    else:
+        channels = [Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32), mode="F") for channel in image]
+    return np.stack([np.asarray(channel.resize(target, resample)) for channel in channels])

@@ -1,0 +1,126 @@
+"""HD views with Pillow; needs no torchvision. Same options and, on 8-bit pixels, the same result as its twin."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import Unpack
+
+from .image_processing_fusedvlm_common import (
+    WHITE,
+    FusedVLMImageProcessorKwargs,
+    FusedVLMImageProcessorMixin,
+    cut_tiles,
+    resize_bicubic,
+    resize_with_pillow,
+)
+from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb
+from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
+
+if TYPE_CHECKING:  # so that saving copies the other backend's file too
+    from .image_processing_fusedvlm import FusedVLMImageProcessor  # noqa: F401
+
+
+class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
+    """Images to views; see `FusedVLMImageProcessor`."""
+
+    model_input_names = ["pixel_values", "image_num_views"]
+    valid_kwargs = FusedVLMImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 336, "width": 336}
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    max_local_views = 9
+    global_view = "padded_image"
+    keep_thin_images = True
+
+    def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def fetch_images(self, image_url_or_urls):
+        """Load paths, URLs, base64 strings and bytes; everything else passes through."""
+        return fetch_images(image_url_or_urls)
+
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> np.ndarray:
+        """One image as a (3, H, W) array, upright."""
+        if hasattr(image, "convert"):
+            image = to_upright_rgb(image)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        size,
+        resample,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        max_local_views: int,
+        global_view: str,
+        keep_thin_images: bool,
+        return_tensors=None,
+        **kwargs,
+    ) -> BatchFeature:
+        tile_size = self.check_options(size, max_local_views, global_view)
+
+        def finish(image: np.ndarray) -> torch.Tensor:
+            image = self.rescale(image, rescale_factor) if do_rescale else image
+            image = self.normalize(image, image_mean, image_std) if do_normalize else image
+            return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+
+        views = []
+        for image in images:
+            if not do_resize:
+                views.append(finish(image)[None])
+                continue
+            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample)
+            canvas = None if canvas is None else finish(canvas)
+            if global_view == "canvas" and canvas is not None:
+                whole = canvas
+            else:
+                whole = finish(self._global_square(image, tile_size, keep_thin_images))
+            parts = [resize_bicubic(whole, tile_size)[None]]
+            if canvas is not None:
+                parts.append(cut_tiles(canvas, tile_size))
+            views.append(torch.cat(parts))
+        data = {
+            "pixel_values": [view.numpy() for image in views for view in image],
+            "image_num_views": [len(image) for image in views],
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample) -> np.ndarray | None:
+        plan = plan_canvas(*image.shape[-2:], tile_size, max_local_views, keep_thin_images)
+        if plan is None:
+            return None
+        height, width = plan.resized_height, plan.resized_width
+        # Mirrored along the diagonal like the published code: resizing rounds differently the other way round.
+        source = image.transpose(0, 2, 1) if plan.is_portrait else image
+        target = (width, height) if plan.is_portrait else (height, width)
+        resized = resize_with_pillow(source, target, resample)
+        resized = resized.transpose(0, 2, 1) if plan.is_portrait else resized
+        white = WHITE if not np.issubdtype(image.dtype, np.floating) else (WHITE if image.max() > 1 else 1.0)
+        margins = ((0, 0), (plan.pad_top, plan.pad_bottom), (plan.pad_left, plan.pad_right))
+        return np.pad(resized, margins, constant_values=white)
+
+    def _global_square(self, image, tile_size, keep_thin_images) -> np.ndarray:
+        plan = plan_global_square(*image.shape[-2:], tile_size, keep_thin_images)
+        if plan.is_shrunk:
+            image = resize_with_pillow(image, (plan.height, plan.width), PILImageResampling.LANCZOS)
+        right, bottom = plan.side - plan.width - plan.left, plan.side - plan.height - plan.top
+        return np.pad(image, ((0, 0), (plan.top, bottom), (plan.left, right)))
+
+
+FusedVLMImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+
+__all__ = ["FusedVLMImageProcessorPil"]
