@@ -1,6 +1,6 @@
 """HD view geometry: how an image is cut into square views. Numbers only, no pixels.
 
-Tile size S is the vision tower's image size. The image is enlarged or shrunk to fill a canvas of whole tiles, keeping its
+Tile size S is the vision tower's image size. The image is scaled to fill a canvas of whole tiles, keeping its
 proportions, and the canvas is cut into tiles; one more view shows the whole image (reference section 1).
 
 Worked example, 640 x 480 with at most 9 local views and S = 336:
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 class Canvas:
     """Canvas of local views of one image, in the image's own orientation.
 
-    `resized_height x resized_width` is the image on the canvas; `pad_*` white pixels surround it; `rows x columns` tiles.
+    `resized_height x resized_width` is the image on the canvas, `pad_*` white pixels surround it, `rows x columns` tiles.
     """
 
     resized_height: int

@@ -1,0 +1,84 @@
+"""Typed records of what was measured, and where; the only source of numbers for reports and cards."""
+
+import datetime
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Mean score of one task at one number of visual tokens, over `count` held-out questions."""
+
+    task: str
+    num_visual_tokens: int
+    score: float
+    count: int
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds per question at one number of visual tokens: median over `count` repeats."""
+
+    num_visual_tokens: int
+    time_to_first_token: float
+    seconds_per_answer: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and how something was measured."""
+
+    command: str
+    date: str
+    hardware: str
+    versions: dict[str, str]
+
+
+@dataclass
+class EvaluationResults:
+    """Everything one evaluation run measured."""
+
+    environment: Environment
+    scores: list[TaskScore] = field(default_factory=list)
+    latencies: list[Latency] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write JSON, atomically: a killed run leaves no half file."""
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "EvaluationResults":
+        """Read what `save` wrote. Raises `ValueError` naming the file when something is missing."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(
+                Environment(**data["environment"]),
+                [TaskScore(**row) for row in data["scores"]],
+                [Latency(**row) for row in data["latencies"]],
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: not a results file ({error}).") from error
+
+
+def describe_environment(command: str) -> Environment:
+    """The machine and library versions, without names of hosts, users or folders."""
+    import torch
+    import transformers
+
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name(0)
+    else:
+        hardware = f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return Environment(command, datetime.date.today().isoformat(), hardware, versions)

@@ -1,0 +1,108 @@
+"""Ask a model many questions by free greedy decoding, and time it."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from .results import Latency, TaskScore
+
+
+@torch.no_grad()
+def answer_questions(
+    model,
+    processor,
+    questions: Sequence[str],
+    num_visual_tokens: int,
+    images: Sequence | None = None,
+    view_features: torch.Tensor | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """Answer one question per image.
+
+    Args:
+        model, processor: a variant.
+        questions: one per image.
+        num_visual_tokens: m.
+        images: whatever the processor takes, or
+        view_features: (images, views, tokens per view, width) computed beforehand, same number of views each.
+        max_new_tokens: cap of an answer.
+        batch_size: questions decoded together.
+        on_batch: called with the number of questions just answered.
+
+    Raises:
+        ValueError: when neither or both of images and view_features are given.
+    """
+    if (images is None) == (view_features is None):
+        raise ValueError("Give exactly one of images and view_features.")
+    model.eval()
+    answers: list[str] = []
+    for start in range(0, len(questions), batch_size):
+        part = slice(start, start + batch_size)
+        messages = [
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+            for question in questions[part]
+        ]
+        texts = [processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+        kwargs = {"text": texts, "padding": True, "num_visual_tokens": num_visual_tokens, "return_tensors": "pt"}
+        if images is not None:
+            inputs = dict(processor(images=[[image] for image in images[part]], **kwargs).to(model.device))
+        else:
+            inputs = _with_cached_views(model, processor.encode_prompts(**kwargs).to(model.device), view_features[part])
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        on_batch(len(texts))
+    return answers
+
+
+def _with_cached_views(model, inputs, views: torch.Tensor) -> dict:
+    """Replace the image side of a batch by visual tokens fused from cached views."""
+    inputs = dict(inputs)
+    text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    counts = torch.full((len(views),), views.shape[1])
+    features = model.get_image_features(
+        view_features=views.flatten(0, 1).float().to(model.device), image_num_views=counts, return_dict=True, **inputs
+    )
+    return {**text, "mm_encoder_outputs": {"image": features}}
+
+
+def summarise(task: str, num_visual_tokens: int, scores: Sequence[float]) -> TaskScore:
+    """Mean and standard error of per-question scores. Raises `ValueError` for an empty list."""
+    if not len(scores):
+        raise ValueError(f"No questions were asked for task {task!r} at m={num_visual_tokens}.")
+    values = np.asarray(scores, dtype=np.float64)
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return TaskScore(task, num_visual_tokens, float(values.mean()), len(values), error)
+
+
+@torch.no_grad()
+def measure_latency(
+    model, processor, image, question: str, num_visual_tokens: int, max_new_tokens: int = 8, repeats: int = 5
+) -> Latency:
+    """Median wall-clock time of one question about one image, pixels to text, after one warm-up."""
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+    def ask(tokens: int) -> float:
+        started = time.perf_counter()
+        inputs = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"num_visual_tokens": num_visual_tokens},
+        ).to(model.device)
+        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    ask(max_new_tokens)
+    first = statistics.median(ask(1) for _ in range(repeats))
+    whole = statistics.median(ask(max_new_tokens) for _ in range(repeats))
+    return Latency(num_visual_tokens, first, whole, repeats)

@@ -1,0 +1,64 @@
+"""The `fusedvlm` command line. Each folder brings its own commands; this module only mounts them."""
+
+import os
+import sys
+
+import click
+import typer
+
+from fusedvlm.console import say
+from fusedvlm.quickstart.cli import quickstart
+from fusedvlm.serving.cli import describe, info
+
+app = typer.Typer(
+    name="fusedvlm",
+    help="Vision-language models whose number of visual tokens is a dial.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(quickstart)
+app.command()(describe)
+app.command()(info)
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    debug: bool = typer.Option(False, "--debug", help="Show full tracebacks."),
+) -> None:
+    """Vision-language models whose number of visual tokens is a dial."""
+    from fusedvlm import __version__
+    from fusedvlm.console import show
+
+    if version:
+        show(__version__)
+        raise typer.Exit
+    context.obj = {"debug": debug}
+
+
+def main() -> None:
+    """Run a command. Exit code 0 only on success, 2 for wrong use (bad options, bad input), 1 for everything else."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        say("Interrupted.")
+        sys.exit(130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        message = str(error).strip() or type(error).__name__
+        say(f"fusedvlm: {message.splitlines()[0]}")
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    main()

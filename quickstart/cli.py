@@ -1,0 +1,90 @@
+"""`fusedvlm quickstart`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Where the family and its report go.")] = Path("runs/quickstart"),
+    minutes: Annotated[float | None, typer.Option(min=0.5, help="Clock budget per seed; 6 on the CPU preset.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Train so many families, to see the spread of the fit.")] = 1,
+    preset: Annotated[str, typer.Option(help="cpu or gpu: sizes and step counts.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the training process.")] = 1,
+    fuse_question: Annotated[
+        bool, typer.Option("--fuse-question", help="Let the fusion module read the question (slower to learn).")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Train a small family of variants from scratch, ask it questions, and report what each visual token buys.
+
+    Renders its own images, pretrains a tiny language model on text and freezes it, warms up the vision tower, runs both
+    training stages with an elastic number of visual tokens, evaluates every m on held-out images, saves one variant
+    per m and loads each back through AutoModelForImageTextToText.
+
+    Example: fusedvlm quickstart --minutes 6 --seeds 3
+    """
+    import shlex
+    import sys
+
+    import torch
+
+    from fusedvlm.console import emit_json, say, show
+
+    from .report import summary, write_report
+    from .settings import PRESETS
+
+    if preset not in PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}; presets are {', '.join(PRESETS)}.")
+    from .run import run
+
+    torch.set_num_threads(threads)
+    settings = replace(PRESETS[preset], fuse_question=fuse_question)
+    if minutes is not None:
+        settings = replace(settings, minutes=minutes)
+    command = shlex.join(["fusedvlm", *sys.argv[1:]])
+    families = []
+    for seed in range(seeds):
+        folder = output if seeds == 1 else output / f"seed{seed}"
+        say(f"Seed {seed}: training a family in {folder} (budget {settings.minutes:g} minutes).")
+        families.append(run(replace(settings, seed=seed), folder, command))
+    report = write_report(families, output)
+    if json_output:
+        emit_json(summary(families, report))
+        return
+    for family in families:
+        show(_answers(family))
+    show(_table(families))
+    show(f"Report: {report}")
+    show(
+        f"Ask it yourself: fusedvlm describe IMAGE --question 'list all objects' --model {families[0].variant_folder()}"
+    )
+
+
+def _answers(family) -> str:
+    """The questions asked of the variants that were loaded back, as text."""
+    lines = ["Asked through AutoModelForImageTextToText:"]
+    for example in family.examples:
+        lines.append(f"  Q: {example['question']}   (right: {example['expected']})")
+        lines += [f"     m={m:<3} {answer}" for m, answer in example["answers"].items()]
+    return "\n".join(lines)
+
+
+def _table(families) -> str:
+    """Mean score at each m, beside the score on swapped images."""
+    lines = ["Mean score over all tasks, held-out images (beside it: each question with another question's image):"]
+    for number, family in enumerate(families):
+        swapped = family.mean_scores(swapped=True)
+        cells = "  ".join(f"m={m}: {score:.3f} ({swapped[m]:.3f})" for m, score in family.mean_scores().items())
+        lines.append(f"  seed {number}  {cells}")
+        if family.fit is None:
+            lines.append("          no fit: a mean score is zero")
+        else:
+            fit, low, high = family.fit, *family.fit.alpha_interval
+            lines.append(
+                f"          S(m) = {fit.c:.3f} / m^{fit.alpha:.3f}, R^2 {fit.r2:.3f}, "
+                f"{fit.confidence:.0%} interval of alpha [{low:.3f}, {high:.3f}]"
+            )
+    return "\n".join(lines)

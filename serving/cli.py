@@ -1,0 +1,103 @@
+"""`fusedvlm describe` and `fusedvlm info`."""
+
+import time
+from typing import Annotated
+
+import typer
+
+DEFAULT_QUESTION = "Describe the image."
+
+
+def describe(
+    images: Annotated[list[str], typer.Argument(help="Images: paths, URLs or base64 strings.", metavar="IMAGE...")],
+    model: Annotated[str, typer.Option("--model", help="Variant folder or Hub repository.")],
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="A question; repeat the option to ask several in turn.")
+    ] = None,
+    num_visual_tokens: Annotated[
+        int | None,
+        typer.Option("--num-visual-tokens", "-m", help="m, visual tokens per image; the variant's own by default."),
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Show all images in one conversation instead of one each.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best there is by default.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Ask a variant questions about images.
+
+    Several questions are asked one after the other in the same conversation, each about every image shown.
+
+    Example: fusedvlm describe cat.jpg dog.jpg -q "What animal is this?" -q "Which colour?" --model DIR -m 8
+    """
+    from fusedvlm.console import emit_json, progress, show
+    from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
+
+    questions = question or [DEFAULT_QUESTION]
+    empty = [number for number, text in enumerate(questions) if not text.strip()]
+    if empty:
+        raise ValueError(f"Question {empty[0]} is empty; ask something about the image.")
+    loaded = [load_image(source) for source in images]
+    from .generate import VisualChat
+
+    chat = VisualChat(model, revision=revision, device=device)
+    chat.model.config.check_num_visual_tokens(
+        chat.model.config.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+    )
+    groups = [(images, loaded)] if together else [([name], [image]) for name, image in zip(images, loaded, strict=True)]
+    records = []
+    for names, shown in progress(groups, description="answering", disable=len(groups) == 1):
+        records += _converse(chat, names, shown, questions, num_visual_tokens, max_new_tokens)
+    if json_output:
+        emit_json({"model": model, "answers": records})
+        return
+    for record in records:
+        show(f"{' + '.join(record['images'])}\n  Q: {record['question']}\n  A: {record['answer']}")
+
+
+def _converse(
+    chat, names: list[str], images: list, questions: list[str], m: int | None, max_new_tokens: int
+) -> list[dict]:
+    """Ask all questions in one conversation."""
+    from .generate import user_message
+
+    conversation, records = [], []
+    for number, text in enumerate(questions):
+        conversation.append(user_message(images if number == 0 else [], text))
+        started = time.perf_counter()
+        answer = chat.reply_batch([conversation], m, max_new_tokens)[0]
+        conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        records.append(
+            {
+                "images": list(names),
+                "question": text,
+                "answer": answer,
+                "num_visual_tokens": m or chat.model.config.num_visual_tokens,
+                "seconds": round(time.perf_counter() - started, 4),
+            }
+        )
+    return records
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="Variant folder or Hub repository.", metavar="DIR|REPO")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what a variant is: sizes, number of visual tokens, backbones, parameters by group.
+
+    Reads the configuration only, so it costs no memory even for a large model.
+
+    Example: fusedvlm info runs/quickstart/fusedvlm-m32
+    """
+    from fusedvlm.console import emit_json, show
+
+    from .info import describe_variant, render_info
+
+    facts = describe_variant(model, revision)
+    if json_output:
+        emit_json(facts)
+    else:
+        show(render_info(facts))
