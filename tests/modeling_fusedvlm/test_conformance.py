@@ -1,0 +1,219 @@
+"""The published model's numbers, from the published weights."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
+from fusedvlm.processing import FusedVLMImageProcessor, FusedVLMProcessor, default_chat_template
+from fusedvlm.tests.modeling_fusedvlm import oracle
+
+TOLERANCE = 1e-4  # of the output's scale
+QUESTION, QUERY, EOS = 16, 256, 128
+
+
+@pytest.fixture(scope="module")
+def published():
+    return oracle.model()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """The oracle's batch of two samples in our packed layout."""
+    case = oracle.arrays("b_fusion")
+    questions, lengths = [], []
+    for ids, types in zip(case["que_input_ids"], case["que_input_tps"], strict=True):
+        current = []
+        for token, kind in zip(ids.tolist(), types.tolist(), strict=True):
+            if kind == QUESTION:
+                current.append(token)
+            elif kind == EOS:
+                questions += current
+                lengths.append(len(current))
+                current = []
+    return {
+        "pixel_values": torch.tensor(oracle.arrays("a_vision")["pixel_values"]).float(),
+        "image_num_views": torch.tensor([3, 5]),
+        "question_input_ids": torch.tensor(questions),
+        "question_lengths": torch.tensor(lengths),
+        "question_turns": torch.tensor([0, 0, 1, 2]),
+        "num_visual_tokens": torch.tensor([6, 6, 3, 3]),
+        "image_num_questions": torch.tensor([1, 3]),
+        "sample_num_images": torch.tensor([1, 1]),
+    }
+
+
+def assert_close(ours: torch.Tensor, theirs: np.ndarray) -> None:
+    theirs = torch.tensor(theirs).float()
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max()
+
+
+@torch.no_grad()
+def test_vision_tower_merge_and_newline(published):
+    case = oracle.arrays("a_vision")
+    tokens, outputs = published.model.get_view_features(torch.tensor(case["pixel_values"]).float())
+    assert_close(outputs.last_hidden_state[:1], case["encoder_last_v0"])
+    assert_close(tokens[:, :-1], case["merged_no_newline"])
+    assert_close(tokens, case["tokens"])
+
+
+@torch.no_grad()
+def test_fusion_states(published, batch):
+    fused, _ = published.model.fuse(**batch)
+    case = oracle.arrays("b_fusion")
+    assert_close(torch.cat(fused.segment_states), case["query_states"])
+    assert_close(torch.stack([states[-1] for states in fused.segment_states]), case["eos_states"])
+
+
+@torch.no_grad()
+def test_language_model_logits_and_loss(published, batch):
+    case = oracle.arrays("c_llm")
+    ids = torch.tensor(case["input_ids"]).long()
+    rows, columns = case["replaced_positions"].T
+    ids[rows, columns] = oracle.IMAGE_TOKEN_ID
+    mask = torch.tensor(case["attention_mask"]).long()
+    labels = torch.full_like(ids, -100)
+    labels[:, 1:] = torch.tensor(case["shifted_labels"])
+    output = published(input_ids=ids, attention_mask=mask, labels=labels, **batch)
+    assert_close(torch.cat(output.image_hidden_states), case["fused_embeds_replaced"])
+    real = mask.bool()
+    assert_close(output.logits[real], case["logits"][real.numpy()])
+    assert output.loss.item() == pytest.approx(float(case["loss"]), abs=1e-5)
+
+
+def conversation(pieces: list[list[str]]) -> list[dict]:
+    """Our messages for a published case, from its question and answer pieces."""
+    messages = []
+    for text, kind in pieces:
+        text = text.removeprefix("[INST] ") if kind == "QUE" else text
+        if kind == "QUE":
+            shown = [] if messages else [{"type": "image"}]
+            messages.append({"role": "user", "content": [*shown, {"type": "text", "text": text}]})
+        elif kind == "ANS":
+            answer = text.removesuffix(" </s>")
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+CHATS = [
+    case
+    for case in json.loads((oracle.FOLDER / "f_chat.json").read_text())["cases"]
+    if case["template"] == "llama-2-vision" and "llm" in case
+]
+
+
+@pytest.fixture(scope="module")
+def published_processor(published):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(oracle.FOLDER / "llm_tokenizer")
+    tokenizer.pad_token = tokenizer.eos_token
+    return FusedVLMProcessor(
+        FusedVLMImageProcessor(size={"height": 84, "width": 84}),
+        tokenizer,
+        AutoTokenizer.from_pretrained(oracle.FOLDER / "clip_tokenizer"),
+        image_token_id=oracle.IMAGE_TOKEN_ID,
+        num_visual_tokens=6,
+        num_followup_visual_tokens=3,
+        chat_template=default_chat_template(None),
+    )
+
+
+@pytest.mark.parametrize("case", CHATS, ids=[case["conv"] for case in CHATS])
+def test_prompt_token_layout(published_processor, case):
+    text = published_processor.apply_chat_template(conversation(case["pieces"]), tokenize=False)
+    inputs = published_processor.encode_prompts(text, return_assistant_tokens_mask=True)
+    ids = inputs["input_ids"][0]
+    theirs, types = case["llm"]["input_ids"], case["llm"]["input_tps"]
+    expected = [oracle.IMAGE_TOKEN_ID if kind == QUERY else token for token, kind in zip(theirs, types, strict=True)]
+    assert ids == expected
+    # Labels: exactly the published answer pieces, the eos that ends them included.
+    assert inputs["assistant_masks"][0] == [int(kind == 32) for kind in types]
+    fusion = case["fusion"]
+    questions = [t for t, kind in zip(fusion["input_ids"], fusion["input_tps"], strict=True) if kind == QUESTION]
+    assert inputs["question_input_ids"] == questions
+    runs = [count for kind, count in case["llm"]["runs"] if kind == "QED"]
+    assert inputs["num_visual_tokens"] == runs
+
+
+def test_system_message_replaces_the_default(published_processor):
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]},
+    ]
+    text = published_processor.apply_chat_template(messages, tokenize=False)
+    assert "[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n<image>" in text
+    assert "Vicuna" not in text
+    assert "curious user" not in text
+
+
+def test_state_dict_and_parameter_counts_at_the_papers_size():
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
+
+    with torch.device("meta"):
+        model = FusedVLMForConditionalGeneration(FusedVLMConfig())
+    ours = {name: list(parameter.shape) for name, parameter in model.state_dict().items()}
+    schema = json.loads((oracle.FOLDER / "key_schema_real_size.json").read_text())
+    published = _find_schema(schema)
+    assert {oracle.our_name(name): list(shape) for name, shape in published.items()} == ours
+
+    def count(prefix: str) -> float:
+        return sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefix)) / 1e6
+
+    # Millions of parameters, as in the paper's size table.
+    assert count("model.vision_tower.") + count("model.merger.") == pytest.approx(312.9, abs=0.05)
+    assert count("model.merger.conv") == pytest.approx(9.4, abs=0.05)
+    assert count("model.fuser.") == pytest.approx(386.4, abs=0.05)
+    assert count("model.fuser.embed_tokens") == pytest.approx(50.9, abs=0.05)
+    assert count("model.projector.") == pytest.approx(4.19, abs=0.01)
+    assert count("model.language_model.") + count("lm_head.") == pytest.approx(6738, abs=1)
+    assert count("") == pytest.approx(7442, abs=1)
+
+
+def _find_schema(schema: dict) -> dict:
+    """The full model's {key: shape} wherever the file keeps it."""
+    for value in (schema, *(v for v in schema.values() if isinstance(v, dict))):
+        if any(name.startswith("llm_backbone.") for name in value):
+            return {n: (v["shape"] if isinstance(v, dict) else v) for n, v in value.items()}
+    raise KeyError("no full model in the schema")
+
+
+def naive_identity_loss(states: torch.Tensor) -> torch.Tensor:
+    unit = states / states.norm(dim=-1, keepdim=True)
+    total = 0
+    for i in range(len(unit)):
+        for j in range(len(unit)):
+            total = total + ((unit[i] * unit[j]).sum() - float(i == j)) ** 2
+    return total / len(unit) ** 2
+
+
+@pytest.mark.parametrize("count", [3, 29], ids=["fewer states than width", "more states than width"])
+def test_identity_loss_against_a_double_loop(count):
+    states = torch.randn(count, 11, dtype=torch.float64, requires_grad=True)
+    twin = states.detach().clone().requires_grad_(True)
+    fast, slow = identity_loss(states), naive_identity_loss(twin)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-9)
+    fast.backward()
+    slow.backward()
+    torch.testing.assert_close(states.grad, twin.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_contrastive_loss_against_a_loop():
+    image = torch.nn.functional.normalize(torch.randn(5, 7), dim=-1)
+    answer = torch.nn.functional.normalize(torch.randn(5, 7), dim=-1)
+    logits = 3.0 * image @ answer.T
+    rows = sum(-logits[k].log_softmax(0)[k] for k in range(5)) / 5
+    columns = sum(-logits[:, k].log_softmax(0)[k] for k in range(5)) / 5
+    assert contrastive_loss(image, answer, torch.tensor(3.0)).item() == pytest.approx(((rows + columns) / 2).item())
+
+
+def test_published_answer_mask_drops_entries_beyond_one_deviation():
+    projected = torch.randn(6, 9)
+    kept = zero_large_entries(projected)
+    mean, deviation = projected.mean(), projected.std()
+    for value, result in zip(projected.flatten(), kept.flatten(), strict=True):
+        assert result == (value if abs(value - mean) <= deviation else 0)
+    assert 0 < (kept == 0).sum() < kept.numel()
