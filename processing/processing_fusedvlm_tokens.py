@@ -43,10 +43,7 @@ class TokenPieces:
             return {}
         kwargs = {"split_special_tokens": True} if literal else {}
         ids = self.tokenizer(ordered, add_special_tokens=False, verbose=False, **kwargs)["input_ids"]
-        encoded = dict(zip(ordered, ids, strict=True))
-        if literal:
-            encoded = {text: self._without_placeholder(text, row) for text, row in encoded.items()}
-        return encoded
+        return {text: self._without_placeholder(text, row, **kwargs) for text, row in zip(ordered, ids, strict=True)}
 
     def encode(self, pieces: list[Piece], sizes: dict[str, int], add_special_tokens: bool, sample: int) -> TokenRow:
         """Encode one prompt of the batch.
@@ -58,7 +55,7 @@ class TokenPieces:
             sample: number of the prompt, for messages.
 
         Raises:
-            ValueError: when the text itself holds the placeholder token, or the prompt exceeds the LLM's context.
+            ValueError: when the prompt exceeds the LLM's context.
         """
         row = TokenRow()
         prefix, suffix = self._special_affixes() if add_special_tokens else ([], [])
@@ -69,7 +66,6 @@ class TokenPieces:
                 row.add([self.image_token_id] * sizes[piece.kind])
             elif piece.kind == "text":
                 ids = self.plain[piece.text]
-                self._refuse_placeholder(ids, sample)
                 # The token that ends the assistant's turn is learned with the answer.
                 ends_turn = int(after_answer and bool(ids) and ids[0] in self.special_ids)
                 row.add(ids[:ends_turn], is_answer=True)
@@ -81,14 +77,14 @@ class TokenPieces:
         self._refuse_too_long(row, sample)
         return row
 
-    def _without_placeholder(self, text: str, ids: list[int]) -> list[int]:
-        """Text typed by a person must not hold the placeholder, even where the tokenizer reads it out of the text."""
+    def _without_placeholder(self, text: str, ids: list[int], **kwargs) -> list[int]:
+        """Only image markers become placeholders; the placeholder token inside text stays text."""
         if self.image_token_id not in ids:
             return ids
         token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         # Cut through the token, so that no tokenizer can put it back together.
         parts = text.replace(token, f"{token[:1]}\ue000{token[1:]}").split("\ue000")
-        rows = self.tokenizer(parts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        rows = self.tokenizer(parts, add_special_tokens=False, **kwargs)["input_ids"]
         return [self._stand_in(token_id) for row in rows for token_id in row]
 
     def _stand_in(self, token_id: int) -> int:
@@ -106,14 +102,6 @@ class TokenPieces:
             if full[start : start + len(body)] == body:
                 return full[:start], full[start + len(body) :]
         return [], []
-
-    def _refuse_placeholder(self, ids: list[int], sample: int) -> None:
-        if self.image_token_id in ids:
-            token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-            raise ValueError(
-                f"Sample {sample}: the text contains {token}, the language model's placeholder for visual tokens; mark "
-                "images with <image>."
-            )
 
     def _refuse_too_long(self, row: TokenRow, sample: int) -> None:
         limit = self.tokenizer.model_max_length

@@ -1,0 +1,85 @@
+"""HD geometry against the published procedure, for every shape of image."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusedvlm.processing.image_processing_fusedvlm_views import count_views, plan_canvas, plan_global_square
+
+# (width, height, most local views) -> views, as published
+PUBLISHED = {
+    (640, 480, 9): 10, (480, 640, 9): 10, (1000, 200, 9): 6, (200, 1000, 9): 6, (336, 336, 9): 10, (1, 1, 9): 10,
+    (5000, 3000, 9): 7, (97, 1013, 9): 10, (640, 480, 16): 13, (480, 640, 16): 13, (1000, 200, 16): 17,
+    (200, 1000, 16): 17, (336, 336, 16): 17, (1, 1, 16): 17, (5000, 3000, 16): 16, (97, 1013, 16): 11,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=str)
+def test_published_view_counts(case):
+    width, height, most = case
+    assert count_views(height, width, 336, most) == PUBLISHED[case]
+
+
+def published_canvas(width: int, height: int, tile: int, most: int) -> tuple[int, int, int, int]:
+    """Straight from the description: (canvas width, canvas height, resized width, resized height), landscape."""
+    portrait = width < height
+    if portrait:
+        width, height = height, width
+    ratio = width / height
+    scale = 1
+    while scale * math.ceil(scale / ratio) <= most:
+        scale += 1
+    scale -= 1
+    new_width = scale * tile
+    new_height = int(new_width / ratio)
+    canvas_height = math.ceil(new_height / tile) * tile
+    result = (new_width, canvas_height, new_width, new_height)
+    return (result[1], result[0], result[3], result[2]) if portrait else result
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([8, 24, 336]), st.integers(1, 20))
+def test_canvas_for_any_size(width, height, tile, most):
+    canvas = plan_canvas(height, width, tile, most)
+    expected = published_canvas(width, height, tile, most)
+    if min(expected[2:]) == 0:
+        return  # the published code fails here, see below
+    ours = (canvas.columns * tile, canvas.rows * tile, canvas.resized_width, canvas.resized_height)
+    assert ours == expected
+    assert canvas.resized_width + canvas.pad_left + canvas.pad_right == canvas.columns * tile
+    assert canvas.resized_height + canvas.pad_top + canvas.pad_bottom == canvas.rows * tile
+    assert 0 <= canvas.pad_bottom - canvas.pad_top <= 1
+    assert 0 <= canvas.pad_right - canvas.pad_left <= 1
+    assert canvas.rows * canvas.columns <= most
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([8, 336]))
+def test_global_square_holds_the_whole_image_in_the_middle(width, height, tile):
+    square = plan_global_square(height, width, tile)
+    assert square.side == (max(width, height) if width == height else min(max(width, height), tile))
+    assert max(square.height, square.width) == square.side
+    assert square.top == (square.side - square.height) // 2
+    assert square.left == (square.side - square.width) // 2
+    assert square.height <= height
+    assert square.width <= width
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (3000, 5)])
+def test_very_thin_images_work_by_default_and_fail_as_published_when_asked(size):
+    width, height = size
+    assert count_views(height, width, 336, 9) >= 2
+    with pytest.raises(ValueError, match="height and width must be > 0"):
+        plan_canvas(height, width, 336, 9, keep_thin_images=False)
+        plan_global_square(height, width, 336, keep_thin_images=False)
+    assert min(plan_global_square(height, width, 336).height, plan_global_square(height, width, 336).width) == 1
+
+
+def test_no_local_views():
+    assert plan_canvas(100, 200, 336, 0) is None
+    assert count_views(100, 200, 336, 0) == 1
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="0 x 10 pixels"):
+        plan_canvas(10, 0, 336, 9)
