@@ -328,7 +328,8 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         )
         if not plan.segments:
             return FusedVLMFusionOutput(segment_states=[], vision_outputs=vision_outputs), plan
-        text_tokens = self.embed_segments(plan, question_input_ids, self.fuser.embed_tokens.weight.device)
+        # Not the embedding's device: its weight may be offloaded.
+        text_tokens = self.embed_segments(plan, question_input_ids, view_features.device)
         rows = build_fusion_rows(view_features.to(text_tokens[0]), text_tokens, plan, keep_questions)
         states = self.fuser(
             inputs_embeds=rows.embeds, attention_mask=rows.attention_mask, use_cache=False
@@ -366,7 +367,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """
         length = 0 if question_input_ids is None else len(question_input_ids)
         plan = build_fusion_plan(1, num_visual_tokens, question_lengths=[length])
-        embeds = self.embed_segments(plan, question_input_ids, self.fuser.embed_tokens.weight.device)[0]
+        embeds = self.embed_segments(plan, question_input_ids, cache.layers[0].keys.device)[0]
         states = self.fuser(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True).last_hidden_state
         return states[0, -num_visual_tokens:]
 
@@ -431,7 +432,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         Without it a text-only batch over a frozen LLM has no gradient at all, and data-parallel ranks wait for ever.
         """
         size = self.config.vision_config.image_size
-        view = torch.zeros(1, 3, size, size, device=self.fuser.embed_tokens.weight.device)
+        view = torch.zeros(1, 3, size, size, device=self.device)
         features = self.get_image_features(pixel_values=view, num_visual_tokens=1, return_dict=True)
         return features.pooler_output[0].sum() * 0.0
 
