@@ -9,7 +9,9 @@ Marked text is what the chat template renders:
     <|image_again|>     m' visual tokens of an image seen before; the j-th one in a turn is the sample's j-th image
     <|question|>        user text: goes to the fusion module, and literally (no special tokens) to the LLM
     <|answer|>          assistant text: literal too; with the end-of-turn token behind it, what training learns
+    <|turn_end|>        special tokens that training learns too, as in <|turn_end|><|end|>\n<|/turn_end|>
     <|piece|>           a boundary for tokenisation, nothing else
+    <|asked|>           inside a question: what stands before it is for the LLM only
 
 Nothing inside a question or an answer is read as a marker, except its closing one, which the template escapes with a
 private-use character; so `<image>` typed by a user stays text. Text without `<|question|>` and `<|answer|>` is
@@ -21,11 +23,13 @@ from dataclasses import dataclass, field
 
 IMAGE = "<image>"
 IMAGE_AGAIN = "<|image_again|>"
+ASKED = "<|asked|>"
 ESCAPE = "\ue000"
 
 _MARKED = re.compile(
     r"(?P<image><image>)|(?P<again><\|image_again\|>)|(?P<piece><\|piece\|>)"
-    r"|<\|question\|>(?P<question>.*?)<\|/question\|>|<\|answer\|>(?P<answer>.*?)(?:<\|/answer\|>|\Z)",
+    r"|<\|question\|>(?P<question>.*?)<\|/question\|>|<\|answer\|>(?P<answer>.*?)(?:<\|/answer\|>|\Z)"
+    r"|<\|turn_end\|>(?P<end>.*?)<\|/turn_end\|>",
     re.DOTALL,
 )
 _UNMARKED = re.compile(r"(?P<image><image>)|(?P<again><\|image_again\|>)")
@@ -33,7 +37,7 @@ _UNMARKED = re.compile(r"(?P<image><image>)|(?P<again><\|image_again\|>)")
 
 @dataclass
 class Piece:
-    """A stretch of prompt: `kind` is text, image, again, question or answer; `turn` counts questions."""
+    """A stretch of prompt: `kind` is text, image, again, question, answer or end; `turn` counts questions."""
 
     kind: str
     text: str
@@ -90,14 +94,16 @@ def _parse_marked(text: str, sample: int) -> Prompt:
         _add_text(prompt, text[last : match.start()])
         last = match.end()
         kind = match.lastgroup
+        content = match[kind]
         if kind == "image":
             turn.num_new_images += 1
         elif kind == "again":
             _see_again(turn, seen, sample)
         elif kind == "question":
-            turn.question = unescape(match["question"])
+            turn.question = unescape(content.rpartition(ASKED)[2])
+            content = content.replace(ASKED, "")
         if kind != "piece":
-            prompt.pieces.append(Piece(kind, unescape(match[kind]), len(prompt.turns)))
+            prompt.pieces.append(Piece(kind, unescape(content), len(prompt.turns)))
         if kind == "question":
             seen += turn.num_new_images
             prompt.turns.append(turn)

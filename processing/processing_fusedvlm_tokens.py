@@ -34,7 +34,7 @@ class TokenPieces:
         self.image_token_id = image_token_id
         self.special_ids = set(tokenizer.all_special_ids) - {image_token_id}
         pieces = [piece for prompt in prompts for piece in prompt]
-        self.plain = self._tokenise({piece.text for piece in pieces if piece.kind == "text"}, literal=False)
+        self.plain = self._tokenise({piece.text for piece in pieces if piece.kind in ("text", "end")}, literal=False)
         self.literal = self._tokenise({p.text for p in pieces if p.kind in ("question", "answer")}, literal=True)
 
     def _tokenise(self, texts: set[str], literal: bool) -> dict[str, list[int]]:
@@ -70,6 +70,8 @@ class TokenPieces:
                 ends_turn = int(after_answer and bool(ids) and ids[0] in self.special_ids)
                 row.add(ids[:ends_turn], is_answer=True)
                 row.add(ids[ends_turn:])
+            elif piece.kind == "end":
+                row.add(self.plain[piece.text], is_answer=True)
             else:
                 row.add(self.literal[piece.text], is_answer=piece.kind == "answer")
             after_answer = piece.kind == "answer"
