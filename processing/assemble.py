@@ -37,9 +37,9 @@ def build_processor(
         query_tokenizer = clip_query_tokenizer()
     if not isinstance(query_tokenizer, PreTrainedTokenizerBase):
         query_tokenizer = AutoTokenizer.from_pretrained(query_tokenizer)
-    if query_tokenizer.vocab_size != config.first_query_token_id:
+    if len(query_tokenizer) != config.first_query_token_id:
         raise ValueError(
-            f"The query tokenizer has {query_tokenizer.vocab_size} tokens, but the model's queries begin at row "
+            f"The query tokenizer has {len(query_tokenizer)} tokens, but the model's queries begin at row "
             f"{config.first_query_token_id}: they must be equal."
         )
     return FusedVLMProcessor(
