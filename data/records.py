@@ -5,8 +5,8 @@
                   {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}, ...]}
 
 An image is a PIL image, a path, a URL or a base64 string. Contents may be plain strings; images that no message places
-go in front of the first user message. `view_features` (views, tokens per view, width) may stand in for `images` when the
-vision tower is frozen and its output is cached.
+go in front of the first user message. `view_features` (views, tokens per view, width) may stand in for `images` when
+the vision tower is frozen and its output is cached.
 """
 
 from typing import Any

@@ -3,7 +3,6 @@
 import os
 import sys
 
-import click
 import typer
 
 from fusedvlm.console import say
@@ -43,13 +42,8 @@ def main() -> None:
     """Run a command. Exit code 0 only on success, 2 for wrong use (bad options, bad input), 1 for everything else."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+        app()  # typer itself exits with 2 on wrong use
+    except KeyboardInterrupt:
         say("Interrupted.")
         sys.exit(130)
     except Exception as error:

@@ -25,6 +25,7 @@ from .modeling_fusedvlm_fusion import FusedVLMViewMerger, build_fusion_plan, bui
 from .modeling_fusedvlm_loading import (
     find_image_token_id,
     is_language_key,
+    load_generation_config,
     load_vision_tower,
     load_with_text_model,
     pinned_revision,
@@ -169,6 +170,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         # `expected_keys` is given only when an adapter is being loaded: then the files are the adapter's.
+        # CODEPATH: variants by reference take their LLM from its own repository; merged ones have none to refer to.
         if model.config.text_model_name_or_path is None or expected_keys is not None or not hasattr(model, "_has_llm"):
             return PreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, expected_keys
@@ -190,6 +192,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             merged: write the LLM too, as a self-contained copy. Always so for a model that refers to no LLM.
         """
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        # CODEPATH: variants by reference leave the LLM out; merged ones and models without a reference hold it.
         if merged or self.config.text_model_name_or_path is None:
             ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, None
             try:
@@ -247,6 +250,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         tokens = outputs.last_hidden_state
+        # CODEPATH: CLIP towers return tokens before their final LayerNorm; SigLIP towers after it.
         if self.config.vision_config.model_type in TOWERS_TO_NORMALISE:
             tokens = self.vision_tower.post_layernorm(tokens)
         grid = self.config.vision_config.image_size // self.config.vision_config.patch_size
@@ -256,6 +260,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """Embedded [question; queries; eos] of each segment, list of (question tokens + m_g, C)."""
         config = self.config
         questions = [None] * len(plan.segments)
+        # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
         if config.fuse_question and question_input_ids is not None:
             lengths = [segment.num_question_tokens for segment in plan.segments]
             if sum(lengths) != len(question_input_ids):
@@ -546,10 +551,14 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         self.model = FusedVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        # CODEPATH: variants by reference; a merged copy or a fresh config has no reference.
         if config.text_model_name_or_path is not None:
             self.freeze_text_model()
             # Trainer accepts a checkpoint that lacks exactly these when it resumes.
             self._keys_to_ignore_on_save = {name for name in self.state_dict() if is_language_key(name)}
+        # A generated placeholder would ask for a visual token that does not exist (without a cache, or when prompt
+        # lookup proposes one).
+        self.generation_config.suppress_tokens = [config.image_token_id]
 
     def get_output_embeddings(self) -> nn.Module:
         """The LLM's head."""
@@ -622,10 +631,14 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             **config_kwargs,
         )
         wanted = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+        # CODEPATH: SigLIP towers, whose pooling head is not built here.
         if not getattr(config.vision_config, "vision_use_head", True):
             wanted = {name: tensor for name, tensor in wanted.items() if ".vision_tower.head." not in name}
         model = cls.from_pretrained(None, config=config, state_dict=wanted, dtype=dtype)
         model.config.name_or_path = ""
+        settings = load_generation_config(text, text_revision, image_token_id)
+        if settings is not None:
+            model.generation_config = settings
         return model
 
     @can_return_tuple
@@ -714,6 +727,7 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         last = answer_attention_mask.sum(-1) - 1
         pooled = states[torch.arange(len(states), device=states.device), last]
         projected = self.answer_projection(pooled)
+        # CODEPATH: published stage-1 checkpoints, for conformance.
         if self.config.zero_large_answer_entries:
             projected = zero_large_entries(projected)
         return nn.functional.normalize(projected, dim=-1)

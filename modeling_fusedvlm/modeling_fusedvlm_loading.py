@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel, _get_resolved_checkpoint_files, load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -56,7 +56,8 @@ def open_slices(files: list[str]):
             continue
         pointer = safe_open(file, framework="pt")
         pointers.append(pointer)
-        slices.update({key: pointer.get_slice(key) for key in pointer.keys()})  # noqa: SIM118 - not a dict
+        keys = pointer.keys()  # a safetensors file is not a mapping, it cannot be iterated itself
+        slices.update({key: pointer.get_slice(key) for key in keys})
     try:
         yield slices
     finally:
@@ -170,3 +171,13 @@ def load_vision_tower(vision, revision: str | None = None):
     tower = tower_class.from_pretrained(vision, config=tower_config, revision=revision)
     tower.config._commit_hash = getattr(config, "_commit_hash", None)
     return tower
+
+
+def load_generation_config(text: str, revision: str | None, image_token_id: int) -> GenerationConfig | None:
+    """The LLM's own generation settings (its end-of-turn tokens above all), None when it publishes none."""
+    try:
+        settings = GenerationConfig.from_pretrained(text, revision=revision)
+    except OSError:
+        return None
+    settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), image_token_id})
+    return settings

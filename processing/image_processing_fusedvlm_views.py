@@ -29,7 +29,7 @@ from dataclasses import dataclass
 class Canvas:
     """Canvas of local views of one image, in the image's own orientation.
 
-    `resized_height x resized_width` is the image on the canvas, `pad_*` white pixels surround it, `rows x columns` tiles.
+    `resized_height` x `resized_width` is the image on it, `pad_*` the white pixels around, `rows` x `columns` tiles.
     """
 
     resized_height: int

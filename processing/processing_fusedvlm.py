@@ -38,7 +38,6 @@ class FusedVLMProcessorKwargs(ProcessingKwargs, total=False):
     """Keyword arguments of the processor: those of tokenizer and image processor, and the flat ones below."""
 
     return_assistant_tokens_mask: bool
-    _defaults = {"text_kwargs": {"padding": False}}
 
 
 class FusedVLMProcessor(ProcessorMixin):
@@ -57,6 +56,7 @@ class FusedVLMProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FusedVLMProcessorKwargs
+    text_kwargs = {"padding": False}
 
     def __init__(
         self,

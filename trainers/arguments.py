@@ -25,6 +25,10 @@ class FusedVLMArguments(TrainingArguments):
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    use_cache: bool = field(
+        default=True,
+        metadata={"help": "Stays on: Trainer writes it into the saved config, and generation without a cache is slow."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator reads images and messages."}
     )

@@ -42,8 +42,9 @@ class GenerationTrainer(FusedVLMTrainer):
             tokenizer = self.processing_class.tokenizer
             image_token_id = self.processing_class.image_token_id
             inputs = shrink_visual_tokens(inputs, m, image_token_id, tokenizer.pad_token_id)
+        # No key-value cache while training; in the call, so that the saved config keeps it for generation.
         result = super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            model, {**inputs, "use_cache": False}, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         loss = result[0] if return_outputs else result
         self.require_finite(loss)

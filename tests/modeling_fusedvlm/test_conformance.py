@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fusedvlm.modeling_fusedvlm import (
+    FusedVLMConfig,
+    FusedVLMForConditionalGeneration,
+    FusedVLMForContrastiveLearning,
+)
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
+from fusedvlm.modeling_fusedvlm.published_names import to_ours
 from fusedvlm.processing import FusedVLMImageProcessor, FusedVLMProcessor, default_chat_template
 from fusedvlm.tests.modeling_fusedvlm import oracle
 
@@ -150,35 +156,64 @@ def test_system_message_replaces_the_default(published_processor):
     assert "curious user" not in text
 
 
-def test_state_dict_and_parameter_counts_at_the_papers_size():
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
+SCHEMA = json.loads((oracle.FOLDER / "key_schema_real_size.json").read_text())
 
+
+def our_shapes(published: dict[str, list[int]], stage: str) -> dict[str, list[int]]:
+    keys = to_ours(published, stage)
+    assert not keys.dropped
+    return {**{name: published[name] for name in keys.used}, **{new: published[old] for old, new in keys.renamed}}
+
+
+def millions(model: torch.nn.Module, *prefixes: str) -> float:
+    return sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes)) / 1e6
+
+
+def test_state_dict_and_parameter_counts_at_the_papers_size():
     with torch.device("meta"):
         model = FusedVLMForConditionalGeneration(FusedVLMConfig())
     ours = {name: list(parameter.shape) for name, parameter in model.state_dict().items()}
-    schema = json.loads((oracle.FOLDER / "key_schema_real_size.json").read_text())
-    published = _find_schema(schema)
-    assert {oracle.our_name(name): list(shape) for name, shape in published.items()} == ours
-
-    def count(prefix: str) -> float:
-        return sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefix)) / 1e6
-
+    assert our_shapes(SCHEMA["vlm"], "generation") == ours
     # Millions of parameters, as in the paper's size table.
-    assert count("model.vision_tower.") + count("model.merger.") == pytest.approx(312.9, abs=0.05)
-    assert count("model.merger.conv") == pytest.approx(9.4, abs=0.05)
-    assert count("model.fuser.") == pytest.approx(386.4, abs=0.05)
-    assert count("model.fuser.embed_tokens") == pytest.approx(50.9, abs=0.05)
-    assert count("model.projector.") == pytest.approx(4.19, abs=0.01)
-    assert count("model.language_model.") + count("lm_head.") == pytest.approx(6738, abs=1)
-    assert count("") == pytest.approx(7442, abs=1)
+    assert millions(model, "model.vision_tower.", "model.merger.") == pytest.approx(312.9, abs=0.05)
+    assert millions(model, "model.merger.conv") == pytest.approx(9.4, abs=0.05)
+    assert millions(model, "model.fuser.") == pytest.approx(386.4, abs=0.05)
+    assert millions(model, "model.fuser.embed_tokens") == pytest.approx(50.9, abs=0.05)
+    assert millions(model, "model.projector.") == pytest.approx(4.19, abs=0.01)
+    assert millions(model, "model.language_model.", "lm_head.") == pytest.approx(6738, abs=1)
+    assert millions(model, "") == pytest.approx(7442, abs=1)
 
 
-def _find_schema(schema: dict) -> dict:
-    """The full model's {key: shape} wherever the file keeps it."""
-    for value in (schema, *(v for v in schema.values() if isinstance(v, dict))):
-        if any(name.startswith("llm_backbone.") for name in value):
-            return {n: (v["shape"] if isinstance(v, dict) else v) for n, v in value.items()}
-    raise KeyError("no full model in the schema")
+def test_stage_one_state_dict_and_parameter_count_at_the_papers_size():
+    answer = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+    config = FusedVLMConfig(answer_config={"model_type": "clip_text_model", "num_attention_heads": 12, **answer})
+    with torch.device("meta"):
+        model = FusedVLMForContrastiveLearning(config)
+    ours = {name: list(parameter.shape) for name, parameter in model.state_dict().items()}
+    assert our_shapes(SCHEMA["contrastive"], "contrastive") == ours
+    assert sum(p.numel() for p in model.parameters()) == SCHEMA["param_counts"]["contrastive"]
+
+
+@torch.no_grad()
+def test_stage_one_loss_its_parts_and_embeddings():
+    case = {name: torch.tensor(value) for name, value in oracle.arrays("d_contrastive").items()}
+    names = ("image_num_views", "question_input_ids", "question_lengths", "num_visual_tokens")
+    inputs = {name: case[name] for name in (*names, "answer_input_ids", "answer_attention_mask")}
+    inputs.update(pixel_values=case["pixel_values"].float(), image_num_questions=[2, 1], return_loss=True)
+    published = oracle.stage_one_model(published_answer_mask=True)(**inputs)
+    for name in ("image_embeds", "answer_embeds", "logits_per_image"):
+        assert_close(getattr(published, name), case[name].numpy())
+    for name in ("loss", "contrastive_loss", "identity_loss"):
+        assert getattr(published, name).item() == pytest.approx(case[name].item(), abs=1e-5)
+    # Without the published mask answers are whole, and a pair's score does not depend on the rest of the batch.
+    ours = oracle.stage_one_model()
+    assert (ours(**inputs).answer_embeds - case["answer_embeds"]).abs().max() > 0.05
+    inputs.update(
+        answer_input_ids=case["answer_input_ids"][:1], answer_attention_mask=case["answer_attention_mask"][:1]
+    )
+    alone = ours.get_answer_embeds(inputs["answer_input_ids"], inputs["answer_attention_mask"])
+    batch = ours.get_answer_embeds(case["answer_input_ids"], case["answer_attention_mask"])
+    torch.testing.assert_close(batch[:1], alone)
 
 
 def naive_identity_loss(states: torch.Tensor) -> torch.Tensor:

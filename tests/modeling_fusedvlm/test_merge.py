@@ -44,9 +44,9 @@ def test_model_refuses_a_batch_whose_counts_differ(model, processor):
         messages, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
     )
     inputs["num_visual_tokens"] = torch.tensor([6, 8])  # the total is still right
-    with pytest.raises(ValueError, match="Sample 0: expected 6 .* found 7"):
+    with pytest.raises(ValueError, match=r"Sample 0: expected 6 .* found 7"):
         model(**inputs)
-    with pytest.raises(ValueError, match="Sample 0: expected 6 .* found 7"):
+    with pytest.raises(ValueError, match=r"Sample 0: expected 6 .* found 7"):
         model.generate(**inputs, max_new_tokens=1)
 
 

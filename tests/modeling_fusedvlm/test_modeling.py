@@ -192,7 +192,7 @@ def test_merged_copy_needs_no_language_model(backbones, tmp_path):
     model.save_pretrained(tmp_path / "merged", merged=True)
     model.save_pretrained(tmp_path / "reference")
     AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
-    with pytest.raises(OSError, match="needs the language model .*nowhere"):
+    with pytest.raises(OSError, match=r"needs the language model .*nowhere"):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "reference")
 
 
@@ -253,3 +253,15 @@ def test_stage_one_loads_into_stage_two_by_name(model, tmp_path):
     for name, tensor in stage1.model.state_dict().items():
         assert torch.equal(tensor, stage2.model.state_dict()[name]), name
     assert torch.equal(stage2.lm_head.weight, model.lm_head.weight)
+
+
+def test_generation_settings_of_the_llm_are_kept_and_placeholders_suppressed(tmp_path):
+    from transformers import GenerationConfig
+
+    tiny.save_backbones(tmp_path)
+    GenerationConfig(eos_token_id=[2, 77], temperature=0.5, do_sample=True).save_pretrained(tmp_path / "llm")
+    tiny.build_model(tmp_path).save_pretrained(tmp_path / "variant")
+    settings = AutoModelForImageTextToText.from_pretrained(tmp_path / "variant").generation_config
+    assert settings.eos_token_id == [2, 77]
+    assert settings.temperature == 0.5
+    assert settings.suppress_tokens == [3]

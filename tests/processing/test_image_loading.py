@@ -87,7 +87,7 @@ def test_truncated_jpeg_is_never_a_half_grey_picture(tmp_path, cut):
     tiny.picture(0, 400, 300).save(path, quality=90)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * cut)])
-    with pytest.raises(ValueError, match="photo.jpg"):
+    with pytest.raises(ValueError, match=r"photo\.jpg"):
         load_image(str(path))
 
 

@@ -134,7 +134,11 @@ def test_checkpoint_is_a_loadable_variant_with_its_processor(backbones, processo
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, again.state_dict()[name]), name
     assert AutoProcessor.from_pretrained(checkpoint).max_num_visual_tokens == 12
+    generation = json.loads((checkpoint / "generation_config.json").read_text())
+    assert generation.get("use_cache", True) is True  # Trainer's own default would make every answer slow
+    assert generation["suppress_tokens"] == [model.config.image_token_id]
     names = json.loads((checkpoint / "config.json").read_text())
+    assert names.get("use_cache", True) is True
     assert names["text_model_name_or_path"] == str(backbones / "llm")
 
 

@@ -1,0 +1,144 @@
+"""Evaluate a trained model at every m, save one variant per m, load each back and ask it."""
+
+import contextlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from fusedvlm.console import progress
+from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latency, summarise
+from fusedvlm.scaling import PowerLawFit
+
+from . import world
+from .settings import Settings
+
+HELD_OUT_WORLD = 1_000_000  # index offset of held-out images
+
+
+@dataclass
+class Family:
+    """What one run produced."""
+
+    folder: Path
+    results: EvaluationResults
+    swapped: EvaluationResults
+    fit: PowerLawFit | None
+    examples: list[dict] = field(default_factory=list)
+    stages: dict[str, float | str] = field(default_factory=dict)
+
+    def mean_scores(self, swapped: bool = False) -> dict[int, float]:
+        """Mean over tasks at each m."""
+        scores = (self.swapped if swapped else self.results).scores
+        counts = sorted({score.num_visual_tokens for score in scores})
+        return {m: float(np.mean([s.score for s in scores if s.num_visual_tokens == m])) for m in counts}
+
+    def variant_folder(self) -> Path:
+        """Folder of the variant with the largest m."""
+        return self.folder / f"fusedvlm-m{max(self.mean_scores())}"
+
+
+def held_out_questions(settings: Settings) -> tuple[list[world.Sample], dict[str, list[tuple[int, world.Question]]]]:
+    """Held-out images, and per task questions as (image number, question)."""
+    first = HELD_OUT_WORLD + settings.seed * settings.num_held_out
+    samples = [world.make_sample(settings.seed, first + index) for index in range(settings.num_held_out)]
+    generator = np.random.default_rng([settings.seed, 3])
+    questions: dict[str, list] = {task: [] for task in world.TASKS}
+    for number, sample in enumerate(samples):
+        dense = sample.dense_question()
+        questions[dense.task].append((number, dense))
+        for task in sample.cell_tasks():
+            cell = list(sample.content)[generator.integers(len(sample.content))]
+            questions[task].append((number, sample.cell_question(task, cell)))
+    return samples, {task: asked[: settings.questions_per_task] for task, asked in questions.items()}
+
+
+def evaluate(model, processor, settings: Settings, questions, features, command: str, swapped: bool):
+    """Score every task at every m by free decoding; swapped images come from the next question of the same task."""
+    results = EvaluationResults(describe_environment(command))
+    total = len(settings.num_visual_tokens) * sum(len(asked) for asked in questions.values())
+    name = "evaluation, images swapped" if swapped else "evaluation"
+    with contextlib.closing(progress(total=total, description=name)) as bar:
+        for m in settings.num_visual_tokens:
+            for task, asked in questions.items():
+                numbers = np.array([number for number, _ in asked])
+                numbers = np.roll(numbers, 1) if swapped else numbers
+                answers = answer_questions(
+                    model,
+                    processor,
+                    [question.text for _, question in asked],
+                    m,
+                    view_features=features[torch.from_numpy(numbers)],
+                    max_new_tokens=52 if task in ("list", "read") else 3,
+                    batch_size=128,
+                    on_batch=bar.update,
+                )
+                scores = [world.score(task, a, q.answer) for a, (_, q) in zip(answers, asked, strict=True)]
+                results.scores.append(summarise(task, m, scores))
+    return results
+
+
+def save_family(settings: Settings, model, processor, folder: Path) -> list[Path]:
+    """One self-contained folder per m: the tiny language model is published nowhere, so each variant carries it."""
+    folders = []
+    for m in settings.num_visual_tokens:
+        target, partial = folder / f"fusedvlm-m{m}", folder / f"fusedvlm-m{m}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        model.config.num_visual_tokens = processor.num_visual_tokens = m
+        reference, model.config.text_model_name_or_path = model.config.text_model_name_or_path, None
+        model.save_pretrained(partial, merged=True)
+        model.config.text_model_name_or_path = reference
+        processor.save_pretrained(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        folders.append(target)
+    return folders
+
+
+def load_and_ask(folders: list[Path], samples: list[world.Sample], seed: int) -> tuple[list[dict], list]:
+    """Load every variant as a user would, ask it about held-out images, and time it."""
+    shown = [next(s for s in samples if s.is_scene), next(s for s in samples if not s.is_scene)]
+    generator = np.random.default_rng([seed, 4])
+    asked = []
+    for sample in shown:
+        cells = generator.choice(list(sample.content), 2, replace=False)
+        questions = [
+            sample.cell_question(task, cell) for task, cell in zip(sample.cell_tasks() * 2, cells, strict=False)
+        ]
+        asked.append((sample, [*questions[:2], sample.dense_question()]))
+    examples = [
+        {"question": q.text, "expected": q.answer, "task": q.task, "sample": s, "answers": {}}
+        for s, qs in asked
+        for q in qs
+    ]
+    latencies = []
+    for folder in progress(folders, description="loading variants back"):
+        model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        m = model.config.num_visual_tokens
+        for example in examples:
+            answer = answer_questions(
+                model, processor, [example["question"]], m, images=[example["sample"].image], max_new_tokens=52
+            )[0]
+            example["answers"][m] = answer
+        latencies.append(measure_latency(model, processor, shown[0].image, examples[0]["question"], m))
+    return examples, latencies
+
+
+def save_record(family: Family, settings: Settings) -> None:
+    """Write results.json, swapped.json and run.json beside the variants."""
+    family.results.save(family.folder / "results.json")
+    family.swapped.save(family.folder / "swapped.json")
+    record = {
+        "settings": asdict(settings),
+        "stages": family.stages,
+        "mean_score": family.mean_scores(),
+        "mean_score_swapped": family.mean_scores(swapped=True),
+        "fit": None if family.fit is None else asdict(family.fit),
+        "examples": [{k: v for k, v in example.items() if k != "sample"} for example in family.examples],
+    }
+    (family.folder / "run.json").write_text(json.dumps(record, indent=2, allow_nan=False), encoding="utf-8")

@@ -1,0 +1,110 @@
+"""The whole quickstart at its smallest, through the command line; accuracy is the real run's business."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedvlm.quickstart.settings import CPU
+
+TINY = replace(
+    CPU, minutes=5.0, num_images=96, num_held_out=24, llm_steps=6, warmup_steps=4, contrastive_steps=4,
+    generation_steps=14, min_generation_steps=4, batch_size=8, questions_per_task=4, num_visual_tokens=(1, 4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    from fusedvlm.quickstart.run import run
+
+    return run(TINY, tmp_path_factory.mktemp("family"), "fusedvlm quickstart")
+
+
+def test_every_stage_ran_and_was_recorded(family):
+    record = json.loads((family.folder / "run.json").read_text())
+    assert record["stages"]["generation"]["steps"] == 14
+    assert 0 <= record["stages"]["vision_warmup_cells_right"] <= 1
+    assert set(record["stages"]["contrastive"]) == {"contrastive_loss", "identity_loss", "retrieval_at_1"}
+    results = json.loads((family.folder / "results.json").read_text())
+    assert {(s["task"], s["num_visual_tokens"]) for s in results["scores"]} == {
+        (task, m) for task in ("colour", "shape", "letter", "list", "read") for m in (1, 4)
+    }
+    assert [row["num_visual_tokens"] for row in results["latencies"]] == [1, 4]
+    assert results["environment"]["command"] == "fusedvlm quickstart"
+
+
+def test_variants_are_complete_self_contained_and_leave_no_partial_folder(family):
+    names = sorted(path.name for path in family.folder.iterdir())
+    assert not [name for name in names if "partial" in name or "untrained" in name]
+    for m in (1, 4):
+        config = json.loads((family.folder / f"fusedvlm-m{m}" / "config.json").read_text())
+        assert config["num_visual_tokens"] == m
+        assert config["trained_num_visual_tokens"] == [1, 4]
+        assert config["text_model_name_or_path"] is None
+    moved = family.folder.with_name("moved-family")
+    family.folder.rename(moved)
+    try:
+        from fusedvlm import VisualChat
+        from fusedvlm.quickstart.world import make_sample
+
+        chat = VisualChat(str(moved / "fusedvlm-m4"))
+        assert isinstance(chat.ask([make_sample(0, 0).image], "list all objects", max_new_tokens=3), str)
+    finally:
+        moved.rename(family.folder)
+
+
+def test_the_frozen_parts_stayed_frozen(family):
+    from transformers import AutoModelForCausalLM
+
+    from fusedvlm import FusedVLMForConditionalGeneration
+
+    llm = AutoModelForCausalLM.from_pretrained(family.folder / "llm")
+    variant = FusedVLMForConditionalGeneration.from_pretrained(family.folder / "fusedvlm-m4")
+    stage1 = FusedVLMForConditionalGeneration.from_pretrained(family.folder / "stage1")
+    assert torch.equal(llm.lm_head.weight, variant.lm_head.weight)
+    for name, tensor in stage1.model.vision_tower.state_dict().items():
+        assert torch.equal(tensor, variant.model.vision_tower.state_dict()[name])
+    assert not torch.equal(
+        stage1.model.fuser.layers[0].mlp.up_proj.weight, variant.model.fuser.layers[0].mlp.up_proj.weight
+    )
+
+
+def test_report_shows_what_was_measured(family, tmp_path):
+    from fusedvlm.quickstart.report import write_report
+
+    page = write_report([family], tmp_path)
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 2 + 2  # two plots, two example images
+    for score in family.results.scores:
+        assert f"{score.score:.3f}" in html
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["families"][0]["mean_score"] == {str(m): s for m, s in family.mean_scores().items()}
+    assert "http" not in html.replace("http-equiv", "")  # self-contained
+
+
+def test_wrong_preset_is_refused(tmp_path):
+    command = [
+        str(Path(sys.executable).with_name("fusedvlm")),
+        "quickstart",
+        "--preset",
+        "huge",
+        "--output",
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    assert result.returncode == 2
+    assert "presets are cpu, gpu" in result.stderr
+
+
+def test_language_model_that_cannot_train_is_reported(tmp_path):
+    from fusedvlm.quickstart.pretraining import LanguageModelProcess
+
+    process = LanguageModelProcess(replace(TINY, llm_width=-1), tmp_path / "llm")
+    with pytest.raises(RuntimeError, match="Pretraining the language model failed"):
+        process.wait()
+    assert not (tmp_path / "llm").exists()

@@ -1,0 +1,121 @@
+"""The command line, run as a person runs it: exit codes, JSON, one clear line for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusedvlm.tests import tiny
+
+COMMAND = [str(Path(sys.executable).with_name("fusedvlm"))]
+
+
+def run(*arguments, cwd=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(2):
+        tiny.picture(number).save(folder / f"{number}.png")
+    return [str(folder / f"{number}.png") for number in range(2)]
+
+
+def test_help_lists_the_commands():
+    result = run("--help")
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in ("quickstart", "describe", "info"))
+    assert run("--version").stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["describe"], ["nothing"], ["describe", "a.png", "--model"], ["quickstart", "--seeds", "0"]]
+)
+def test_wrong_use_exits_with_two(arguments):
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr
+
+
+def test_describe_several_images_and_questions_as_json(variant, pictures):
+    result = run(
+        "describe",
+        *pictures,
+        "-q",
+        "what is it?",
+        "-q",
+        "sure?",
+        "--model",
+        variant,
+        "-m",
+        5,
+        "--max-new-tokens",
+        4,
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout)["answers"]
+    assert [(a["images"], a["question"]) for a in answers] == [
+        ([pictures[0]], "what is it?"), ([pictures[0]], "sure?"), ([pictures[1]], "what is it?"), ([pictures[1]], "sure?"),
+    ]  # fmt: skip
+    assert {a["num_visual_tokens"] for a in answers} == {5}
+
+
+def test_describe_answers_as_the_library_does(variant, pictures):
+    from fusedvlm import VisualChat
+
+    expected = VisualChat(str(variant)).ask(pictures, "the same?", max_new_tokens=4)
+    result = run(
+        "describe", *pictures, "--together", "-q", "the same?", "--model", variant, "--max-new-tokens", 4, "--json"
+    )
+    assert json.loads(result.stdout)["answers"][0]["answer"] == expected
+
+
+def test_info_counts_parameters(variant, model):
+    facts = json.loads(run("info", variant, "--json").stdout)
+    assert facts["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert facts["parameters"]["language model"] == sum(
+        p.numel() for n, p in model.named_parameters() if n.startswith(("model.language_model", "lm_head"))
+    )
+    assert facts["trained_num_visual_tokens"] == [1, 7, 12]
+    assert facts["backbones"]["language_model"]["from"] == model.config.text_model_name_or_path
+    text = run("info", variant).stdout
+    assert f"{facts['parameters']['total']:,}" in text
+    assert "1, 7, 12" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["missing.png"], "missing.png: no such file"),
+        (["-q", "  "], "Question 0 is empty"),
+        (["-m", "99"], "num_visual_tokens=99 is out of range: this model takes 1 to 12"),
+        (["-q", "word " * 10_000], "reads at most 1024"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_two(variant, pictures, change, words):
+    images = change if change[0].endswith(".png") else pictures[:1]
+    options = [] if change[0].endswith(".png") else change
+    result = run("describe", *images, "--model", variant, "--max-new-tokens", 2, *options)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("fusedvlm: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_is_no_variant(tmp_path, pictures):
+    for arguments in (["info", tmp_path], ["describe", pictures[0], "--model", tmp_path]):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert f"{tmp_path}" in result.stderr
+        assert "Traceback" not in result.stderr
