@@ -116,5 +116,7 @@ def _without_placeholders(name: str, document: dict) -> dict:
 def first_placeholder_id(folder: Path) -> int | None:
     """Id of the first published query placeholder in a tokenizer folder, None when it has none."""
     found = dict(read_json(folder / "added_tokens.json"))
-    found.update({token["content"]: token["id"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])})
+    found.update(
+        {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])}
+    )
     return found.get("<|placeholder_qed_0|>")
