@@ -7,7 +7,7 @@ HUB_FILES := modeling_fusedvlm/configuration_fusedvlm.py $(wildcard modeling_fus
 	$(wildcard processing/processing_fusedvlm*.py) $(wildcard processing/image_processing_*fusedvlm*.py)
 PYTEST_ARGS ?=
 
-.PHONY: help install quickstart test lint format pytest clean
+.PHONY: help install development quickstart test lint format pytest clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -15,26 +15,32 @@ help:  ## Show this help.
 $(BIN)/fusedvlm: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.development: pyproject.toml | $(BIN)/fusedvlm
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-install: $(BIN)/fusedvlm  ## Create .venv with the package, its tests' and its tools' dependencies.
+install: $(BIN)/fusedvlm  ## Create .venv with the package.
+
+development: $(VENV)/.development  ## The same with what tests and linters need.
 
 quickstart: install  ## Train a small family of variants from scratch on this machine and ask it questions.
 	$(BIN)/fusedvlm quickstart $(ARGS)
 
 test: lint pytest  ## Lint and run the whole test suite; what CI runs.
 
-lint: install  ## Check style, formatting and the rules for files that travel to the Hub.
+lint: development  ## Check style, formatting and the rules for files that travel to the Hub.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/lint_hub_files.py $(HUB_FILES)
 
-format: install  ## Fix style and formatting.
+format: development  ## Fix style and formatting.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pytest: install  ## Run the tests on all cores.
+pytest: development  ## Run the tests on all cores.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 clean:  ## Remove what was built here, but not runs/.

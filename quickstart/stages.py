@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel, TrainerCallback, set_seed
+from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel, PrinterCallback, TrainerCallback, set_seed
 
 from fusedvlm.console import progress, say
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
@@ -187,6 +187,7 @@ def train_contrastive(settings: Settings, model, processor, samples, features, f
             processing_class=processor,
             callbacks=[BarCallback(bar)],
         )
+        trainer.remove_callback(PrinterCallback)  # it prints on standard output, where only results belong
         trainer.train()
     stage1.save_pretrained(folder)
     logged = [row for row in trainer.state.log_history if "retrieval_at_1" in row]
@@ -209,7 +210,7 @@ def make_generation_trainer(settings: Settings, model, processor, dataset, folde
         elastic_warmup_minimum=min(8, settings.max_num_visual_tokens),
         elastic_seed=settings.seed,
     )
-    return GenerationTrainer(
+    trainer = GenerationTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -217,6 +218,8 @@ def make_generation_trainer(settings: Settings, model, processor, dataset, folde
         data_collator=ConversationCollator(processor, num_visual_tokens=settings.max_num_visual_tokens),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints on standard output, where only results belong
+    return trainer
 
 
 class StepTimer(TrainerCallback):
