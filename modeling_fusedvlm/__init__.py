@@ -10,6 +10,10 @@ from .modeling_fusedvlm import (
     FusedVLMModel,
     FusedVLMPreTrainedModel,
 )
+from .modeling_fusedvlm_loading import TOWER_LOADERS
+from .open_clip_towers import load_open_clip_tower
+
+TOWER_LOADERS["open_clip"] = load_open_clip_tower
 
 AutoConfig.register(FusedVLMConfig.model_type, FusedVLMConfig, exist_ok=True)
 AutoModel.register(FusedVLMConfig, FusedVLMModel, exist_ok=True)

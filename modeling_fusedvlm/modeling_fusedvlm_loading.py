@@ -160,10 +160,18 @@ def pinned_revision(config, name: str, revision: str | None) -> str | None:
     return None if os.path.isdir(name) else getattr(config, "_commit_hash", None) or revision
 
 
+# Loaders of towers from elsewhere, by what stands before the colon of their name. The package fills it; a variant that
+# was loaded from the Hub has its tower inside and needs none.
+TOWER_LOADERS = {}
+
+
 def load_vision_tower(vision, revision: str | None = None):
     """Vision tower model from a repo id, a folder (of the tower or of a whole CLIP/SigLIP), or a module as it is."""
     if isinstance(vision, PreTrainedModel):
         return vision
+    scheme, _, rest = vision.partition(":")
+    if scheme in TOWER_LOADERS:
+        return TOWER_LOADERS[scheme](rest)
     config = AutoConfig.from_pretrained(vision, revision=revision)
     tower_config = getattr(config, "vision_config", config)
     # The tower's own class reads the vision half out of a two-tower checkpoint.

@@ -73,7 +73,9 @@ def default_image_processor(config) -> FusedVLMImageProcessor:
     size = config.vision_config.image_size
     kwargs = {"size": {"height": size, "width": size}, "max_local_views": config.max_local_views}
     source = config.vision_model_name_or_path
-    if source is not None and (not Path(source).is_dir() or (Path(source) / "preprocessor_config.json").exists()):
+    if getattr(config.vision_config, "image_mean", None) is not None:  # a converted tower brings its own
+        kwargs.update(image_mean=config.vision_config.image_mean, image_std=config.vision_config.image_std)
+    elif source is not None and (not Path(source).is_dir() or (Path(source) / "preprocessor_config.json").exists()):
         published = AutoImageProcessor.from_pretrained(source, revision=config.vision_model_revision)
         kwargs.update(image_mean=published.image_mean, image_std=published.image_std)
     return FusedVLMImageProcessor(**kwargs)

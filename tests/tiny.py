@@ -125,6 +125,7 @@ def build_model(folder: Path, seed: int = 0, **kwargs) -> FusedVLMForConditional
     vision, llm = (
         (str(folder / "vision"), str(folder / "llm")) if (folder / "llm").exists() else save_backbones(folder, seed)
     )
+    vision = kwargs.pop("vision", vision)
     set_seed(seed + 1)
     options = {
         "num_visual_tokens": 7,

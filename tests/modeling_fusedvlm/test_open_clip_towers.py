@@ -110,7 +110,7 @@ def test_every_open_clip_vit_converts_or_says_why_not():
 def test_what_a_clip_tower_cannot_express_is_named(change, message):
     config = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 24, **change}
     with pytest.raises(ValueError, match=message):
-        convert_open_clip_tower(_build_vision_tower(20, config))
+        convert_open_clip_tower(_build_vision_tower(24, config))
 
 
 @pytest.fixture
