@@ -246,7 +246,7 @@ def quantisable(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantisable")
     config = LlamaConfig(
         vocab_size=len(tiny.text_tokenizer()), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=1024, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+        num_attention_heads=4, max_position_embeddings=1024, initializer_range=0.05, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     tiny.save_backbones(folder, llm_config=config)
     model = tiny.build_model(folder)
@@ -271,8 +271,9 @@ def test_quantising_touches_the_llm_only(quantisable, processor, tmp_path, kind)
     assert changed == {name for name in linears if name.startswith("model.language_model.")}
     inputs = encode(processor, CONVERSATIONS[:2])
     exact = model(**inputs).logits
-    relative = (quantised(**inputs).logits - exact).abs().max() / exact.abs().max()
-    assert 0 < relative < 0.6
+    real = inputs["attention_mask"].bool()
+    likeness = torch.cosine_similarity(quantised(**inputs).logits[real].float(), exact[real], dim=-1).mean()
+    assert 0.9 < likeness < 1
     # Saving writes the trained parts, bit for bit, and no claim to be quantised.
     quantised.save_pretrained(tmp_path)
     again = FusedVLMForConditionalGeneration.from_pretrained(tmp_path)
