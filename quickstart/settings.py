@@ -19,7 +19,6 @@ class Settings:
     warmup_steps: int = 180
     contrastive_steps: int = 60
     generation_steps: int = 1600
-    min_generation_steps: int = 300
     batch_size: int = 64
     learning_rate: float = 2e-3
     fuser_layers: int = 2

@@ -25,7 +25,7 @@ from .settings import Settings
 TILE = 32
 FROZEN_VISION = ["model.vision_tower.", "model.merger."]
 # Seconds kept back for evaluation, saving, loading back and the report, on two idle cores.
-RESERVED_SECONDS = 45.0
+RESERVED_SECONDS = 25.0
 
 
 class Clock:
@@ -200,17 +200,38 @@ def elastic_probabilities(counts: tuple[int, ...]) -> list[float]:
     return (weights / weights.sum()).tolist()
 
 
-def make_generation_trainer(settings: Settings, model, processor, dataset, folder: Path, steps: int, callbacks):
-    """Trainer of stage 2 with elastic m."""
+class ClockedTrainer(GenerationTrainer):
+    """Stage 2 whose learning rate falls with the steps or the clock, whichever is further on.
+
+    On an idle machine the steps lead and the run repeats exactly; on a busy one it still ends on time, fully decayed.
+    """
+
+    progress_of_clock = staticmethod(lambda: 0.0)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Warm-up over 50 steps, constant, linear decay over the last 40 %."""
+
+        def factor(step: int) -> float:
+            done = max(step / num_training_steps, self.progress_of_clock())
+            return max(0.0, min(1.0, (step + 1) / 50, (1 - done) / 0.4))
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+
+def make_generation_trainer(
+    settings: Settings, model, processor, dataset, folder: Path, steps: int, callbacks, planned_steps: int | None = None
+) -> ClockedTrainer:
+    """Trainer of stage 2 with elastic m; the first 30 % of the planned steps draw large m only."""
     arguments = GenerationArguments(
         **common_arguments(settings, folder / "logs", steps),
         elastic_num_visual_tokens=list(settings.num_visual_tokens),
         elastic_probabilities=elastic_probabilities(settings.num_visual_tokens),
-        elastic_warmup_fraction=0.3,
+        elastic_warmup_fraction=0.3 * (planned_steps or steps) / steps,
         elastic_warmup_minimum=min(8, settings.max_num_visual_tokens),
         elastic_seed=settings.seed,
     )
-    trainer = GenerationTrainer(
+    trainer = ClockedTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -252,16 +273,15 @@ def train_generation(settings: Settings, model, processor, samples, features, fo
     set_seed(settings.seed + 3)
     dataset = Conversations(samples, features, settings.generation_steps * settings.batch_size, settings.seed)
     seconds = rehearse(settings, model, processor, dataset, folder)
-    reserve = RESERVED_SECONDS * max(1.0, seconds / 0.11)
-    affordable = int((clock.left() - reserve) / seconds)
-    steps = min(settings.generation_steps, max(affordable, settings.min_generation_steps))
-    if steps < settings.generation_steps:
-        say(f"The clock allows {steps} of {settings.generation_steps} stage-2 steps ({seconds:.2f} s each).")
+    reserve = RESERVED_SECONDS * max(1.0, seconds / 0.12)
+    steps, started = settings.generation_steps, clock.elapsed()
+    available = max(clock.left() - reserve, 1.0)
+    planned = max(1, min(steps, int(available / seconds)))
     with contextlib.closing(progress(total=steps, description="stage 2 (generation, elastic m)")) as bar:
-        callback = BarCallback(bar, clock, reserve / 2)
-        trainer = make_generation_trainer(settings, model, processor, dataset, folder, steps, [callback])
-        trainer.train()
+        callback = BarCallback(bar, clock, reserve)
+        trainer = make_generation_trainer(settings, model, processor, dataset, folder, steps, [callback], planned)
+        trainer.progress_of_clock = lambda: (clock.elapsed() - started) / available
+        outcome = trainer.train()
     if callback.ran_out:
-        say(f"The clock ran out: stage 2 stopped after {trainer.state.global_step} of {steps} steps.")
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"steps": trainer.state.global_step, "seconds_per_step": seconds, "last_loss": losses[-1]}
+        say(f"The clock allowed {trainer.state.global_step} of {steps} stage-2 steps.")
+    return {"steps": trainer.state.global_step, "seconds_per_step": seconds, "mean_loss": outcome.training_loss}

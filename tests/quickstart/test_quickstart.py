@@ -14,7 +14,7 @@ from fusedvlm.quickstart.settings import CPU
 
 TINY = replace(
     CPU, minutes=5.0, num_images=96, num_held_out=24, llm_steps=6, warmup_steps=4, contrastive_steps=4,
-    generation_steps=14, min_generation_steps=4, batch_size=8, questions_per_task=4, num_visual_tokens=(1, 4),
+    generation_steps=14, batch_size=8, questions_per_task=4, num_visual_tokens=(1, 4),
 )  # fmt: skip
 
 
@@ -72,6 +72,23 @@ def test_the_frozen_parts_stayed_frozen(family):
     assert not torch.equal(
         stage1.model.fuser.layers[0].mlp.up_proj.weight, variant.model.fuser.layers[0].mlp.up_proj.weight
     )
+
+
+def test_the_clock_is_kept_and_said(family, tmp_path, capsys):
+    """With no time left stage 2 stops after its first step, with its learning rate decayed."""
+    import numpy as np
+
+    from fusedvlm import FusedVLMForConditionalGeneration
+    from fusedvlm.processing import FusedVLMProcessor
+    from fusedvlm.quickstart import stages, world
+
+    model = FusedVLMForConditionalGeneration.from_pretrained(family.folder / "fusedvlm-m4")
+    processor = FusedVLMProcessor.from_pretrained(family.folder / "fusedvlm-m4")
+    samples = [world.make_sample(0, index) for index in range(4)]
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 5, 5, TINY.vision_width))).float()
+    out = stages.train_generation(TINY, model, processor, samples, features, tmp_path, stages.Clock(minutes=0.0))
+    assert out["steps"] == 1
+    assert "The clock allowed 1 of 14 stage-2 steps" in capsys.readouterr().err
 
 
 def test_report_shows_what_was_measured(family, tmp_path):
