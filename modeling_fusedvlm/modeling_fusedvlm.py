@@ -708,6 +708,8 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
 class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
     """Stage 1: the eos state of question k against the answer tower's eos state of answer k (reference section 5)."""
 
+    main_input_name = "pixel_values"
+
     def __init__(self, config: FusedVLMConfig):
         super().__init__(config)
         if config.answer_config is None:
