@@ -5,9 +5,21 @@ decoder of width 1024, Llama-2-7B.
 """
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, CLIPTextConfig, LlamaConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, LlamaConfig
+from transformers.configuration_utils import PreTrainedConfig
 
+# The paper's towers, used where a sub config is not given.
+DEFAULT_VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+DEFAULT_TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 # Heads that scale their logits in a way this package does not reproduce; such LLMs are refused, never ignored.
 UNSUPPORTED_HEAD_FIELDS = ("lm_head_multiplier", "output_multiplier")
 
@@ -33,6 +45,16 @@ class FusedVLMFuserConfig(LlamaConfig):
     max_position_embeddings: int = 4096
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 49407
+
+
+def _build_sub_config(value: dict | PreTrainedConfig | None, default: dict) -> PreTrainedConfig:
+    """A tower's config from a dict, whose `model_type` decides the class; the paper's tower from None."""
+    if isinstance(value, PreTrainedConfig):
+        return value
+    value = dict(default) if value is None else {"model_type": default["model_type"], **value}
+    if value["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(f"model_type={value['model_type']!r} is not a model inside transformers.")
+    return CONFIG_MAPPING[value["model_type"]](**value)
 
 
 @strict
@@ -72,27 +94,11 @@ class FusedVLMConfig(PreTrainedConfig):
     """
 
     model_type = "fusedvlm"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="clip_vision_model",
-            init_kwargs={
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "image_size": 336,
-                "patch_size": 14,
-                "projection_dim": 768,
-            },
-        ),
+    sub_configs = {
+        "vision_config": AutoConfig,
         "fuser_config": FusedVLMFuserConfig,
-        "text_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="llama",
-            init_kwargs={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-        ),
-        "answer_config": SubConfigSpec(config_class=CLIPTextConfig, optional=True),
+        "text_config": AutoConfig,
+        "answer_config": CLIPTextConfig,
     }
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -124,6 +130,12 @@ class FusedVLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        self.vision_config = _build_sub_config(self.vision_config, DEFAULT_VISION)
+        self.text_config = _build_sub_config(self.text_config, DEFAULT_TEXT)
+        if not isinstance(self.fuser_config, PreTrainedConfig):
+            self.fuser_config = FusedVLMFuserConfig(**(self.fuser_config or {}))
+        if isinstance(self.answer_config, dict):
+            self.answer_config = CLIPTextConfig(**self.answer_config)
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         if getattr(self.vision_config, "vision_use_head", False):

@@ -603,7 +603,8 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         from transformers import AutoConfig
 
         text = str(text)
-        tower = load_vision_tower(vision if isinstance(vision, PreTrainedModel) else str(vision), vision_revision)
+        vision_name = None if isinstance(vision, PreTrainedModel) else str(vision)
+        tower = load_vision_tower(vision if vision_name is None else vision_name, vision_revision)
         vision_config = tower.config
         text_config = AutoConfig.from_pretrained(text, revision=text_revision)
         trained = config_kwargs.setdefault("trained_num_visual_tokens", [num_visual_tokens])
@@ -625,9 +626,9 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             first_query_token_id=query_vocab_size,
             image_token_id=image_token_id,
             text_model_name_or_path=text,
-            text_model_revision=pinned_revision(text_config, text, text_revision),
-            vision_model_name_or_path=None if isinstance(vision, PreTrainedModel) else str(vision),
-            vision_model_revision=pinned_revision(vision_config, str(vision), vision_revision),
+            text_model_revision=pinned_revision(text, text_revision),
+            vision_model_name_or_path=vision_name,
+            vision_model_revision=pinned_revision(vision_name, vision_revision),
             **config_kwargs,
         )
         wanted = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}

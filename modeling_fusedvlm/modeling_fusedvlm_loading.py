@@ -6,12 +6,14 @@ dtype, device map, quantisation and tied weights behave as for any checkpoint an
 
 import copy
 import os
+import re
 from contextlib import contextmanager
 
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel, _get_resolved_checkpoint_files, load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import cached_file
 
 LANGUAGE_PREFIX = "model.language_model."
 HEAD_PREFIX = "lm_head."
@@ -155,14 +157,18 @@ def find_image_token_id(text: str, revision: str | None) -> int:
     )
 
 
-def pinned_revision(config, name: str, revision: str | None) -> str | None:
-    """Commit that `revision` resolved to for a Hub repository; None for a local folder, which has no commits."""
-    return None if os.path.isdir(name) else getattr(config, "_commit_hash", None) or revision
-
-
 # Loaders of towers from elsewhere, by what stands before the colon of their name. The package fills it; a variant that
 # was loaded from the Hub has its tower inside and needs none.
 TOWER_LOADERS = {}
+
+
+def pinned_revision(name: str | None, revision: str | None) -> str | None:
+    """Commit that `revision` stands for in a Hub repository; None for folders and files, which have no commits."""
+    if name is None or os.path.exists(name) or name.partition(":")[0] in TOWER_LOADERS:
+        return None
+    path = cached_file(name, "config.json", revision=revision)
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})[/\\]", path)
+    return commit.group(1) if commit else revision
 
 
 def load_vision_tower(vision, revision: str | None = None):
@@ -176,9 +182,7 @@ def load_vision_tower(vision, revision: str | None = None):
     tower_config = getattr(config, "vision_config", config)
     # The tower's own class reads the vision half out of a two-tower checkpoint.
     tower_class = AutoModel._model_mapping[type(tower_config)]
-    tower = tower_class.from_pretrained(vision, config=tower_config, revision=revision)
-    tower.config._commit_hash = getattr(config, "_commit_hash", None)
-    return tower
+    return tower_class.from_pretrained(vision, config=tower_config, revision=revision)
 
 
 def load_generation_config(text: str, revision: str | None, image_token_id: int) -> GenerationConfig | None:

@@ -44,7 +44,7 @@ image_processors = [AutoImageProcessor.from_pretrained(folder, trust_remote_code
 messages = [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": "what is it?"}]}]
 inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
 tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1]:].tolist()
-pipe = pipeline("image-text-to-text", model=model, processor=processor)
+pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True, dtype=dtype)
 piped = pipe(text=messages, max_new_tokens=6, return_full_text=False, generate_kwargs={"do_sample": False})[0]["generated_text"]
 two = [messages, [{"role": "user", "content": [*messages[0]["content"][:1] * 2, {"type": "text", "text": "the same or not?"}]}]]
 singles = [pipe(text=m, max_new_tokens=6, return_full_text=False, generate_kwargs={"do_sample": False})[0]["generated_text"] for m in two]
@@ -238,3 +238,58 @@ def test_damaged_folders_are_refused_in_one_line(variant, tmp_path, name, damage
         VisualChat(str(broken))
     assert "\n" not in str(error.value)
     assert str(broken) in str(error.value)
+
+
+PIN = """
+import sys, torch
+from pathlib import Path
+from fusedvlm.tests import tiny
+from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+folder, hub = Path(sys.argv[1]), Path(sys.argv[2])
+model = FusedVLMForConditionalGeneration.from_backbones(
+    str(folder / "vision"), "lab/llm", num_visual_tokens=4, query_vocab_size=tiny.query_tokenizer().vocab_size,
+    query_eos_token_id=0, fuser_config={"num_hidden_layers": 1, "num_attention_heads": 2})
+print(model.config.text_model_revision)
+model.save_pretrained(folder / "variant")
+(hub / "models--lab--llm/refs/main").write_text("b" * 40)
+again = FusedVLMForConditionalGeneration.from_pretrained(folder / "variant")
+print(torch.equal(again.lm_head.weight, model.lm_head.weight))
+again.config.text_model_revision = "c" * 40
+again.save_pretrained(folder / "variant")
+try:
+    FusedVLMForConditionalGeneration.from_pretrained(folder / "variant")
+except OSError as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_llm_is_pinned_to_its_commit(tmp_path):
+    """The variant keeps reading the commit it was trained with after the LLM's repository has moved on."""
+    import shutil
+
+    tiny.save_backbones(tmp_path, seed=0)
+    repository = tmp_path / "hub" / "models--lab--llm"
+    shutil.copytree(tmp_path / "llm", repository / "snapshots" / ("a" * 40))
+    tiny.save_backbones(tmp_path, seed=9)
+    shutil.copytree(tmp_path / "llm", repository / "snapshots" / ("b" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", PIN, str(tmp_path), str(tmp_path / "hub")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    commit, same, message = run.stdout.strip().splitlines()
+    assert commit == "a" * 40
+    assert same == "True"
+    assert f"needs the language model lab/llm at commit {'c' * 40}" in message
