@@ -19,7 +19,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
-from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt
+from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, replacement_offsets
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
 
 QUERY_TOKENIZER_FOLDER = "query_tokenizer"
@@ -35,9 +35,11 @@ PACKED_NAMES = [
 
 
 class FusedVLMProcessorKwargs(ProcessingKwargs, total=False):
-    """Keyword arguments of the processor: those of tokenizer and image processor, and the flat ones below."""
+    """Keyword arguments of the processor: those of tokenizer and image processor."""
 
-    return_assistant_tokens_mask: bool
+
+# Read unconditionally by transformers up to 5.16; the defaults themselves are class attributes of the processor.
+FusedVLMProcessorKwargs._defaults = {}
 
 
 class FusedVLMProcessor(ProcessorMixin):
@@ -56,7 +58,6 @@ class FusedVLMProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FusedVLMProcessorKwargs
-    text_kwargs = {"padding": False}
 
     def __init__(
         self,
@@ -104,6 +105,12 @@ class FusedVLMProcessor(ProcessorMixin):
         folder = f"{subfolder}/{QUERY_TOKENIZER_FOLDER}" if subfolder else QUERY_TOKENIZER_FOLDER
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """As the base class, which would leave `auto_map` on this object and none on a loaded one."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        self.__dict__.pop("auto_map", None)
+        return saved
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of everything a call can return for the model."""
@@ -118,6 +125,7 @@ class FusedVLMProcessor(ProcessorMixin):
         questions: str | list[str] | list[list[str]] | None = None,
         num_visual_tokens: int | list[int] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
+        return_assistant_tokens_mask: bool | None = None,
         **kwargs: Unpack[FusedVLMProcessorKwargs],
     ) -> BatchFeature:
         """Build a batch.
@@ -130,6 +138,7 @@ class FusedVLMProcessor(ProcessorMixin):
                 string or a list with one question per turn.
             num_visual_tokens: m, for all prompts or per prompt.
             num_followup_visual_tokens: m', for all prompts or per prompt.
+            return_assistant_tokens_mask: also return `assistant_masks` (B, L), 1 on answers and what ends them.
 
         Returns:
             `BatchFeature` with the layout on top of this module.
@@ -145,7 +154,9 @@ class FusedVLMProcessor(ProcessorMixin):
             return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
         prompts = self._parse(text, questions)
         images = self._flatten_images(images, prompts)
-        data = self._encode(prompts, num_visual_tokens, num_followup_visual_tokens, merged)
+        data = self._encode(
+            prompts, num_visual_tokens, num_followup_visual_tokens, return_assistant_tokens_mask, merged
+        )
         if images:
             data.update(self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": return_tensors}))
         return BatchFeature(data, tensor_type=return_tensors)
@@ -156,6 +167,7 @@ class FusedVLMProcessor(ProcessorMixin):
         questions: str | list[str] | list[list[str]] | None = None,
         num_visual_tokens: int | list[int] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
+        return_assistant_tokens_mask: bool | None = None,
         **kwargs: Unpack[FusedVLMProcessorKwargs],
     ) -> BatchFeature:
         """The text half of a call: everything but pixels, for images whose view features are already computed.
@@ -164,7 +176,9 @@ class FusedVLMProcessor(ProcessorMixin):
         """
         merged = self._merge_kwargs(FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         prompts = self._parse(text, questions)
-        data = self._encode(prompts, num_visual_tokens, num_followup_visual_tokens, merged)
+        data = self._encode(
+            prompts, num_visual_tokens, num_followup_visual_tokens, return_assistant_tokens_mask, merged
+        )
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def _parse(self, text: TextInput | list[TextInput], questions) -> list[Prompt]:
@@ -175,13 +189,20 @@ class FusedVLMProcessor(ProcessorMixin):
         self._set_questions(prompts, questions)
         return prompts
 
-    def _encode(self, prompts: list[Prompt], num_visual_tokens, num_followup_visual_tokens, merged: dict) -> dict:
+    def _encode(
+        self,
+        prompts: list[Prompt],
+        num_visual_tokens,
+        num_followup_visual_tokens,
+        return_mask: bool | None,
+        merged: dict,
+    ) -> dict:
         counts = []
         for sample in range(len(prompts)):
             first = self._per_sample(num_visual_tokens, "num_visual_tokens", sample, len(prompts))
             followup = self._per_sample(num_followup_visual_tokens, "num_followup_visual_tokens", sample, len(prompts))
             counts.append((first, min(first, followup)))  # m' follows m down, as in the published (1, 1)
-        data = self._encode_text(prompts, counts, merged)
+        data = self._encode_text(prompts, counts, return_mask, merged)
         if any(prompt.num_images for prompt in prompts):
             data.update(self._encode_questions(prompts, counts))
         return data
@@ -239,7 +260,10 @@ class FusedVLMProcessor(ProcessorMixin):
         images = self.image_processor.fetch_images(images)
         if isinstance(images, (list, tuple)) and images and all(isinstance(entry, (list, tuple)) for entry in images):
             if len(images) != len(prompts):
-                raise ValueError(f"images has {len(images)} lists for {len(prompts)} prompts.")
+                raise ValueError(
+                    f"images has {len(images)} lists for {len(prompts)} prompts: the number of {IMAGE} tokens in the "
+                    "prompts should be the same as the number of images."
+                )
             for sample, (entry, count) in enumerate(zip(images, expected, strict=True)):
                 if len(entry) != count:
                     raise ValueError(f"Sample {sample}: {count} {IMAGE} markers in the text but {len(entry)} images.")
@@ -252,10 +276,15 @@ class FusedVLMProcessor(ProcessorMixin):
             )
         return images
 
-    def _encode_text(self, prompts: list[Prompt], counts: list[tuple[int, int]], merged: dict) -> dict:
+    def _encode_text(
+        self, prompts: list[Prompt], counts: list[tuple[int, int]], return_mask: bool | None, merged: dict
+    ) -> dict:
         """Token ids of all prompts with every image marker expanded to its placeholders."""
         text_kwargs = merged["text_kwargs"]
-        encoder = TokenPieces(self.tokenizer, self.image_token_id, [prompt.pieces for prompt in prompts])
+        pieces = [prompt.pieces for prompt in prompts]
+        encoder = TokenPieces(
+            self.tokenizer, self.image_token_id, pieces, with_offsets=bool(text_kwargs.get("return_offsets_mapping"))
+        )
         add_special_tokens = text_kwargs.get("add_special_tokens", True)
         rows = [
             encoder.encode(
@@ -266,14 +295,23 @@ class FusedVLMProcessor(ProcessorMixin):
             )
             for sample, (prompt, (first, followup)) in enumerate(zip(prompts, counts, strict=True))
         ]
-        return pad_rows(
+        data = pad_rows(
             self.tokenizer,
             rows,
             text_kwargs,
             image_token_id=self.image_token_id,
-            return_mm_token_type_ids=merged.get("return_mm_token_type_ids") or False,
-            return_assistant_mask=merged.get("return_assistant_tokens_mask") or False,
+            # A flat keyword in newer transformers, one of the text keywords in older ones.
+            return_mm_token_type_ids=bool(
+                merged.get("return_mm_token_type_ids") or text_kwargs.get("return_mm_token_type_ids")
+            ),
+            return_assistant_mask=bool(return_mask),
         )
+        if merged.get("return_text_replacement_offsets") or text_kwargs.get("return_text_replacement_offsets"):
+            data["text_replacement_offsets"] = [
+                replacement_offsets(prompt, {"image": first, "again": followup})
+                for prompt, (first, followup) in zip(prompts, counts, strict=True)
+            ]
+        return data
 
     def _encode_questions(self, prompts: list[Prompt], counts: list[tuple[int, int]]) -> dict:
         """The packed question fields, image by image."""
@@ -311,18 +349,22 @@ class FusedVLMProcessor(ProcessorMixin):
             data.update(num_image_tokens=[m] * len(image_sizes), num_image_patches=views)
         return MultiModalData(**data)
 
-    def _prepare_processor_kwargs(self, chat_template, processor_kwargs, kwargs, **flags) -> dict:
-        """Ask `__call__` for the assistant mask itself: it knows the answers, so no offsets have to be corrected."""
-        processor_kwargs = super()._prepare_processor_kwargs(chat_template, dict(processor_kwargs), kwargs, **flags)
-        if flags.get("return_assistant_tokens_mask"):
-            for name in ("return_offsets_mapping", "return_text_replacement_offsets"):
-                processor_kwargs.pop(name, None)
-            processor_kwargs["return_assistant_tokens_mask"] = True
-        return processor_kwargs
+    def apply_chat_template(
+        self, conversation, *args, return_assistant_tokens_mask: bool = False, processor_kwargs=None, **kwargs
+    ):
+        """As the base class. With our markers, the assistant mask comes from the answers themselves.
 
-    def _adjust_assistant_masks_indices(self, processed_dict, generation_indices):
-        """Nothing to adjust: `assistant_masks` came from the answer markers."""
-        return processed_dict
+        Raises:
+            ValueError: when a mask is asked for while the last message is to be continued.
+        """
+        if return_assistant_tokens_mask and "<|answer|>" not in str(kwargs.get("chat_template") or self.chat_template):
+            # CODEPATH: a template of the caller's without markers, whose answers only {% generation %} shows.
+            kwargs["return_assistant_tokens_mask"] = True
+        elif return_assistant_tokens_mask:
+            if kwargs.get("continue_final_message"):
+                raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
+            processor_kwargs = {**(processor_kwargs or {}), "return_assistant_tokens_mask": True}
+        return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
 
 
 FusedVLMProcessor.register_for_auto_class("AutoProcessor")

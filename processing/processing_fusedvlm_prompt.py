@@ -37,11 +37,15 @@ _UNMARKED = re.compile(r"(?P<image><image>)|(?P<again><\|image_again\|>)")
 
 @dataclass
 class Piece:
-    """A stretch of prompt: `kind` is text, image, again, question, answer or end; `turn` counts questions."""
+    """A stretch of prompt.
+
+    `kind` is text, image, again, question, answer or end; `turn` counts questions; `start` is its place in the text.
+    """
 
     kind: str
     text: str
     turn: int
+    start: int = 0
 
 
 @dataclass
@@ -77,6 +81,27 @@ def unescape(text: str) -> str:
     return text.replace(f"<{ESCAPE}", "<")
 
 
+def replacement_offsets(prompt: Prompt, sizes: dict[str, int]) -> list[dict]:
+    """Where image markers stand in a prompt's text and in the same text with every marker repeated once per token.
+
+    Args:
+        prompt: a parsed prompt.
+        sizes: visual tokens per "image" and "again" piece.
+
+    Returns:
+        One entry per marker, in the form that `ProcessorMixin.get_text_with_replacements` documents.
+    """
+    found, gained = [], 0
+    for piece in prompt.pieces:
+        if piece.kind in sizes:
+            new = IMAGE * sizes[piece.kind]
+            start, stop = piece.start, piece.start + len(piece.text)
+            span, new_span = (start, stop), (start + gained, start + gained + len(new))
+            found.append({"type": "image", "span": span, "new_span": new_span, "text": piece.text, "replacement": new})
+            gained += len(new) - len(piece.text)
+    return found
+
+
 def parse_prompt(text: str, sample: int = 0) -> Prompt:
     """Split a prompt into pieces and turns.
 
@@ -91,7 +116,7 @@ def _parse_marked(text: str, sample: int) -> Prompt:
     prompt = Prompt(is_marked=True)
     turn, seen, last = Turn(), 0, 0
     for match in _MARKED.finditer(text):
-        _add_text(prompt, text[last : match.start()])
+        _add_text(prompt, text, last, match.start())
         last = match.end()
         kind = match.lastgroup
         content = match[kind]
@@ -103,12 +128,12 @@ def _parse_marked(text: str, sample: int) -> Prompt:
             turn.question = unescape(content.rpartition(ASKED)[2])
             content = content.replace(ASKED, "")
         if kind != "piece":
-            prompt.pieces.append(Piece(kind, unescape(content), len(prompt.turns)))
+            prompt.pieces.append(Piece(kind, unescape(content), len(prompt.turns), match.start()))
         if kind == "question":
             seen += turn.num_new_images
             prompt.turns.append(turn)
             turn = Turn()
-    _add_text(prompt, text[last:])
+    _add_text(prompt, text, last, len(text))
     if turn.num_new_images or turn.num_seen_images:
         prompt.turns.append(turn)  # images after the last question: a turn that is asked nothing
     return prompt
@@ -129,14 +154,14 @@ def _parse_unmarked(text: str, sample: int) -> Prompt:
                 seen += turn.num_new_images
             turn = Turn()
             prompt.turns.append(turn)
-        _add_text(prompt, between)
+        _add_text(prompt, text, last, match.start())
         last = match.end()
         if match.lastgroup == "image":
             turn.num_new_images += 1
         else:
             _see_again(turn, seen, sample)
-        prompt.pieces.append(Piece(match.lastgroup, match.group(), len(prompt.turns) - 1))
-    _add_text(prompt, text[last:])
+        prompt.pieces.append(Piece(match.lastgroup, match.group(), len(prompt.turns) - 1, match.start()))
+    _add_text(prompt, text, last, len(text))
     if len(prompt.turns) == 1:
         prompt.turns[0].question = _UNMARKED.sub("", text).strip()
     elif turn is not None:
@@ -144,9 +169,9 @@ def _parse_unmarked(text: str, sample: int) -> Prompt:
     return prompt
 
 
-def _add_text(prompt: Prompt, text: str) -> None:
-    if text:
-        prompt.pieces.append(Piece("text", unescape(text), len(prompt.turns)))
+def _add_text(prompt: Prompt, text: str, start: int, stop: int) -> None:
+    if start < stop:
+        prompt.pieces.append(Piece("text", unescape(text[start:stop]), len(prompt.turns), start))
 
 
 def _see_again(turn: Turn, seen: int, sample: int) -> None:

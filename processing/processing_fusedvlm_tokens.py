@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .processing_fusedvlm_prompt import Piece
+from .processing_fusedvlm_prompt import IMAGE, Piece
 
 
 @dataclass
@@ -13,11 +13,13 @@ class TokenRow:
 
     input_ids: list[int] = field(default_factory=list)
     is_answer: list[int] = field(default_factory=list)
+    offsets: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, ids: list[int], is_answer: bool = False) -> None:
-        """Append tokens."""
+    def add(self, ids: list[int], is_answer: bool = False, offsets: list[tuple[int, int]] | None = None) -> None:
+        """Append tokens; `offsets` are their places in the text with repeated markers, (0, 0) for what has none."""
         self.input_ids.extend(ids)
         self.is_answer.extend([int(is_answer)] * len(ids))
+        self.offsets.extend(offsets if offsets is not None and len(offsets) == len(ids) else [(0, 0)] * len(ids))
 
 
 class TokenPieces:
@@ -27,10 +29,19 @@ class TokenPieces:
         tokenizer: the LLM's.
         image_token_id: placeholder of one visual token.
         prompts: pieces of every prompt of the batch; each distinct text is tokenised once.
+        with_offsets: also keep the place of every token of plain text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token_id: int, prompts: list[list[Piece]]):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token_id: int,
+        prompts: list[list[Piece]],
+        with_offsets: bool = False,
+    ):
         self.tokenizer = tokenizer
+        self.with_offsets = with_offsets
+        self.offsets: dict[str, list[tuple[int, int]]] = {}
         self.image_token_id = image_token_id
         self.special_ids = set(tokenizer.all_special_ids) - {image_token_id}
         pieces = [piece for prompt in prompts for piece in prompt]
@@ -42,7 +53,13 @@ class TokenPieces:
         if not ordered:
             return {}
         kwargs = {"split_special_tokens": True} if literal else {}
-        ids = self.tokenizer(ordered, add_special_tokens=False, verbose=False, **kwargs)["input_ids"]
+        want_offsets = self.with_offsets and not literal
+        encoded = self.tokenizer(
+            ordered, add_special_tokens=False, verbose=False, return_offsets_mapping=want_offsets, **kwargs
+        )
+        if want_offsets:
+            self.offsets = dict(zip(ordered, encoded["offset_mapping"], strict=True))
+        ids = encoded["input_ids"]
         return {text: self._without_placeholder(text, row, **kwargs) for text, row in zip(ordered, ids, strict=True)}
 
     def encode(self, pieces: list[Piece], sizes: dict[str, int], add_special_tokens: bool, sample: int) -> TokenRow:
@@ -61,15 +78,21 @@ class TokenPieces:
         prefix, suffix = self._special_affixes() if add_special_tokens else ([], [])
         row.add(prefix)
         after_answer = False
+        gained = 0  # characters by which repeated markers have moved the text behind them
         for piece in pieces:
+            start = piece.start + gained
             if piece.kind in sizes:
-                row.add([self.image_token_id] * sizes[piece.kind])
+                size = sizes[piece.kind]
+                places = [(start + number * len(IMAGE), start + (number + 1) * len(IMAGE)) for number in range(size)]
+                row.add([self.image_token_id] * size, offsets=places)
+                gained += size * len(IMAGE) - len(piece.text)
             elif piece.kind == "text":
                 ids = self.plain[piece.text]
                 # The token that ends the assistant's turn is learned with the answer.
                 ends_turn = int(after_answer and bool(ids) and ids[0] in self.special_ids)
-                row.add(ids[:ends_turn], is_answer=True)
-                row.add(ids[ends_turn:])
+                offsets = [(start + first, start + last) for first, last in self.offsets.get(piece.text, [])]
+                row.add(ids[:ends_turn], is_answer=True, offsets=offsets[:ends_turn])
+                row.add(ids[ends_turn:], offsets=offsets[ends_turn:])
             elif piece.kind == "end":
                 row.add(self.plain[piece.text], is_answer=True)
             else:
@@ -151,13 +174,17 @@ def pad_rows(
         data["mm_token_type_ids"] = [[int(i == image_token_id) for i in ids] for ids in data["input_ids"]]
     if return_assistant_mask:
         data["assistant_masks"] = [
-            _pad(row.is_answer, len(ids), side) for row, ids in zip(rows, data["input_ids"], strict=True)
+            _pad(row.is_answer, len(ids), side, 0) for row, ids in zip(rows, data["input_ids"], strict=True)
+        ]
+    if text_kwargs.get("return_offsets_mapping"):
+        data["offset_mapping"] = [
+            _pad(row.offsets, len(ids), side, (0, 0)) for row, ids in zip(rows, data["input_ids"], strict=True)
         ]
     return data
 
 
-def _pad(values: list[int], length: int, side: str) -> list[int]:
-    padding = [0] * (length - len(values))
+def _pad(values: list, length: int, side: str, filler) -> list:
+    padding = [filler] * (length - len(values))
     return padding + values if side == "left" else values + padding
 
 
@@ -167,4 +194,4 @@ def _truncate(row: TokenRow, max_length: int, image_token_id: int, sample: int) 
             f"Sample {sample}: cutting the prompt at max_length={max_length} would cut visual tokens; raise "
             "max_length, lower num_visual_tokens or turn truncation off."
         )
-    del row.input_ids[max_length:], row.is_answer[max_length:]
+    del row.input_ids[max_length:], row.is_answer[max_length:], row.offsets[max_length:]
