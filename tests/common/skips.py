@@ -1,0 +1,41 @@
+"""Every test of transformers that is not run against our classes because it cannot apply, with its reason.
+
+Besides these, the test classes skip what the machine or the model does not have, with a message of their own: flash
+attention and accelerators, DeepSpeed, models without mixture of experts, encoders-decoders, audio or video. transformers'
+generation and export tests are not in its source distribution; `test_generation.py` stands in for the former.
+"""
+
+import re
+import unittest
+
+MODEL_SKIPS: dict[str, str] = {}
+_TWO_TOWERS = "a two-tower model returns embeddings and a loss, like CLIPModel, for which transformers skips this too"
+IMAGE_SKIPS: dict[str, str] = {}
+PROCESSOR_SKIPS = {
+    "test_call_arguments_not_in_attributes": "num_visual_tokens has a default from the variant and can be changed in "
+    "every call: it is the dial; transformers says itself that its check may be too strict for such arguments",
+}
+CONTRASTIVE_SKIPS = {
+    "test_attention_outputs": _TWO_TOWERS,
+    "test_hidden_states_output": _TWO_TOWERS,
+    "test_retain_grad_hidden_states_attentions": _TWO_TOWERS,
+    "test_model_get_set_embeddings": "two towers have two embedding tables; transformers skips this for CLIPModel too",
+    "test_eager_matches_sdpa_inference": "compares hidden states, which a two-tower model does not return; "
+    "test_generation.py compares the embeddings",
+}
+
+
+def skip_listed(reasons: dict[str, str]):
+    """Class decorator: skip the tests whose names begin with a listed one, and fail when a listed one is gone."""
+
+    def decorate(test_class):
+        for listed, reason in reasons.items():
+            numbered = re.compile(re.escape(listed) + r"(_\d\d_.*)?")  # parameterized tests have a number and a suffix
+            names = [name for name in dir(test_class) if numbered.fullmatch(name)]
+            if not names:
+                raise AttributeError(f"{test_class.__name__} has no test {listed} to skip.")
+            for name in names:
+                setattr(test_class, name, unittest.skip(reason)(getattr(test_class, name)))
+        return test_class
+
+    return decorate
