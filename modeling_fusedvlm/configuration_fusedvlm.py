@@ -138,7 +138,7 @@ class FusedVLMConfig(PreTrainedConfig):
             self.answer_config = CLIPTextConfig(**self.answer_config)
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
-        if getattr(self.vision_config, "vision_use_head", False):
+        if self.vision_config.model_type.startswith("siglip"):
             self.vision_config.vision_use_head = False  # SigLIP's pooling head is never read here
         if self.num_followup_visual_tokens is None:
             self.num_followup_visual_tokens = min(8, self.num_visual_tokens)

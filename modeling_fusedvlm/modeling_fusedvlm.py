@@ -45,6 +45,19 @@ AUTO_MAP = {
 }
 
 
+# Everything about images in a batch; see `FusedVLMFusionModel.fuse`.
+IMAGE_INPUTS = (
+    "pixel_values",
+    "image_num_views",
+    "question_input_ids",
+    "question_lengths",
+    "question_turns",
+    "num_visual_tokens",
+    "image_num_questions",
+    "sample_num_images",
+)
+
+
 @dataclass
 class FusedVLMFusionOutput(ModelOutput):
     """States of the fusion decoder.
@@ -63,7 +76,8 @@ class FusedVLMImageFeatures(BaseModelOutputWithPooling):
     """Visual tokens, ready for the LLM.
 
     Args:
-        pooler_output (`list[torch.Tensor]`): per segment in prompt order (sample, turn, image): (m_g, H).
+        pooler_output (`list[torch.Tensor]`): per conversation with images: (its visual tokens, H) in prompt order, that
+            is by turn, then image. One entry per conversation, so that beam search repeats it as a whole.
         visual_tokens_per_sample (`list[int]`, *optional*): how many placeholders each conversation must have.
     """
 
@@ -72,14 +86,14 @@ class FusedVLMImageFeatures(BaseModelOutputWithPooling):
 
 @dataclass
 class FusedVLMModelOutputWithPast(BaseModelOutputWithPast):
-    """`image_hidden_states`: list of (m_g, H) visual tokens in prompt order, None without images."""
+    """`image_hidden_states`: list of (tokens, H) per conversation with images, None without images."""
 
     image_hidden_states: list | None = None
 
 
 @dataclass
 class FusedVLMCausalLMOutputWithPast(ModelOutput):
-    """`loss` scalar; `logits` (B, L, vocabulary); `image_hidden_states` list of (m_g, H)."""
+    """`loss` scalar; `logits` (B, L, vocabulary); `image_hidden_states` as in `FusedVLMModelOutputWithPast`."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -421,7 +435,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         if fused.segment_states:
             counts = [len(states) for states in fused.segment_states]
             projected = self.projector(torch.cat(fused.segment_states)).split(counts)
-            visual_tokens = [projected[g] for g in plan.language_order()]
+            visual_tokens = [torch.cat([projected[g] for g in group]) for group in plan.segments_per_sample()]
         vision = fused.vision_outputs
         return FusedVLMImageFeatures(
             last_hidden_state=None if vision is None else vision.last_hidden_state,
@@ -441,10 +455,14 @@ class FusedVLMModel(FusedVLMFusionModel):
         features = self.get_image_features(pixel_values=view, num_visual_tokens=1, return_dict=True)
         return features.pooler_output[0].sum() * 0.0
 
-    def _merge_images(self, inputs_embeds, input_ids, features, is_prefill: bool) -> torch.Tensor:
+    def _merge_images(self, inputs_embeds, input_ids, features, past_key_values) -> torch.Tensor:
         image_token_id = self.config.image_token_id
+        is_prefill = inputs_embeds.shape[1] > 1
         if features is not None:
             mask = placeholder_mask(input_ids, inputs_embeds, image_token_id, self.get_input_embeddings())
+            has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if has_past and not mask.any():
+                return inputs_embeds  # the images entered with an earlier part of the prompt
             return scatter_visual_tokens(
                 inputs_embeds, mask, features.pooler_output, features.get("visual_tokens_per_sample")
             )
@@ -503,8 +521,7 @@ class FusedVLMModel(FusedVLMFusionModel):
                 view_features=view_features,
                 return_dict=True,
             )
-        is_prefill = inputs_embeds.shape[1] > 1
-        inputs_embeds = self._merge_images(inputs_embeds, input_ids, features, is_prefill)
+        inputs_embeds = self._merge_images(inputs_embeds, input_ids, features, past_key_values)
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -567,6 +584,17 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
     def get_image_features(self, *args, **kwargs) -> FusedVLMImageFeatures:
         """See `FusedVLMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
+
+    def generate(self, *args, **kwargs):
+        """As `GenerationMixin.generate`; images are encoded once, before beams multiply the prompts."""
+        # transformers 5.16 does not do that by itself, it would repeat the packed image inputs row by row.
+        if not hasattr(self, "_prepare_multimodal_encoder_kwargs_for_generation"):
+            given = {name: kwargs.pop(name) for name in IMAGE_INPUTS if kwargs.get(name) is not None}
+            if "pixel_values" in given:
+                with torch.no_grad():
+                    features = self.model.get_image_features(return_dict=True, **given)
+                kwargs["mm_encoder_outputs"] = {"image": features}
+        return super().generate(*args, **kwargs)
 
     @classmethod
     def from_backbones(

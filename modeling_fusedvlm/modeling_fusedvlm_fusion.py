@@ -89,6 +89,13 @@ class FusionPlan:
             key=lambda g: (self.segments[g].sample, self.segments[g].turn, self.segments[g].image),
         )
 
+    def segments_per_sample(self) -> list[list[int]]:
+        """Segments of each conversation that has images, in prompt order."""
+        groups: dict[int, list[int]] = {}
+        for g in self.language_order():
+            groups.setdefault(self.segments[g].sample, []).append(g)
+        return list(groups.values())
+
     def visual_tokens_per_sample(self) -> list[int]:
         """Visual tokens each conversation of the batch must have placeholders for."""
         counts = [0] * self.num_samples

@@ -54,7 +54,7 @@ def scatter_visual_tokens(
     Args:
         inputs_embeds: (B, L, H).
         mask: (B, L) bool, True at placeholders.
-        visual_tokens: list of (m_g, H) in prompt order.
+        visual_tokens: list of (tokens, H) in prompt order, however they are grouped.
         expected: visual tokens per conversation, see `check_placeholders`.
 
     Returns:
@@ -63,8 +63,12 @@ def scatter_visual_tokens(
     Raises:
         ValueError: naming the sample, the expected and the found count.
     """
-    check_placeholders(mask.sum(-1).tolist(), expected, [len(tokens) for tokens in visual_tokens])
+    found = mask.sum(-1).tolist()
+    check_placeholders(found, expected, [len(tokens) for tokens in visual_tokens])
     if not visual_tokens:
         return inputs_embeds
+    total = sum(len(tokens) for tokens in visual_tokens)
+    if total != sum(found):  # beam search repeated the prompts, conversation by conversation, but not the visual tokens
+        visual_tokens = [tokens for tokens in visual_tokens for _ in range(sum(found) // total)]
     features = torch.cat(list(visual_tokens)).to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), features)

@@ -10,7 +10,7 @@ class Settings:
     seed: int = 0
     minutes: float = 6.0
     num_images: int = 12_000
-    num_held_out: int = 384
+    num_held_out: int = 800
     llm_steps: int = 700
     llm_width: int = 64
     llm_layers: int = 2
@@ -24,7 +24,12 @@ class Settings:
     fuser_layers: int = 2
     fuse_question: bool = False
     num_visual_tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    questions_per_task: int = 128
+    # Share of the steps that draws large m only, and what counts as large then.
+    elastic_warmup_fraction: float = 0.3
+    elastic_warmup_minimum: int = 8
+    # How much more often than the others the largest m is drawn.
+    largest_m_weight: float = 2.0
+    questions_per_task: int = 256
 
     @property
     def max_num_visual_tokens(self) -> int:

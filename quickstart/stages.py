@@ -194,9 +194,11 @@ def train_contrastive(settings: Settings, model, processor, samples, features, f
     return {name: logged[-1][name] for name in ("contrastive_loss", "identity_loss", "retrieval_at_1")}
 
 
-def elastic_probabilities(counts: tuple[int, ...]) -> list[float]:
-    """Larger m more often, from 1 to 2 times: they have more queries to teach."""
-    weights = np.linspace(1.0, 2.0, len(counts))
+def elastic_probabilities(settings: Settings) -> list[float]:
+    """Probability of each m: equal, but for the largest, which has the most queries to teach."""
+    weights = np.array(
+        [settings.largest_m_weight if m == settings.max_num_visual_tokens else 1.0 for m in settings.num_visual_tokens]
+    )
     return (weights / weights.sum()).tolist()
 
 
@@ -222,13 +224,13 @@ class ClockedTrainer(GenerationTrainer):
 def make_generation_trainer(
     settings: Settings, model, processor, dataset, folder: Path, steps: int, callbacks, planned_steps: int | None = None
 ) -> ClockedTrainer:
-    """Trainer of stage 2 with elastic m; the first 30 % of the planned steps draw large m only."""
+    """Trainer of stage 2 with elastic m; the first part of the planned steps draws large m only."""
     arguments = GenerationArguments(
         **common_arguments(settings, folder / "logs", steps),
         elastic_num_visual_tokens=list(settings.num_visual_tokens),
-        elastic_probabilities=elastic_probabilities(settings.num_visual_tokens),
-        elastic_warmup_fraction=0.3 * (planned_steps or steps) / steps,
-        elastic_warmup_minimum=min(8, settings.max_num_visual_tokens),
+        elastic_probabilities=elastic_probabilities(settings),
+        elastic_warmup_fraction=settings.elastic_warmup_fraction * (planned_steps or steps) / steps,
+        elastic_warmup_minimum=min(settings.elastic_warmup_minimum, settings.max_num_visual_tokens),
         elastic_seed=settings.seed,
     )
     trainer = ClockedTrainer(

@@ -1,0 +1,159 @@
+"""Different ways to compute the same thing: row order, attention backends, compilation, assisted generation, precision.
+
+Nested queries, incremental fusion, batches against singles, padding, constant prompt length and seeds are in
+`test_fusion.py` and `test_modeling.py`.
+"""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CompileConfig, set_seed
+
+from fusedvlm.tests import tiny
+from fusedvlm.tests.common import testers
+
+CONVERSATIONS = [
+    [tiny.user(tiny.picture(1), text="what is in the image?")],
+    [
+        tiny.user(tiny.picture(2, 30, 60), text="describe the picture"),
+        tiny.assistant("a red cat"),
+        tiny.user(text="how many?"),
+    ],
+    [tiny.user(tiny.picture(3), tiny.picture(4, 40, 40), text="same?")],
+    [tiny.user(text="hello")],
+]
+
+
+def encode(processor, conversations, **kwargs):
+    return processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True, **kwargs},
+    )
+
+
+def generate(model, inputs, **kwargs):
+    kwargs = {"max_new_tokens": 8, "do_sample": False, **kwargs}
+    return model.generate(**inputs, **kwargs)[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@torch.no_grad()
+def test_order_of_rows_does_not_matter(model, processor):
+    order = [2, 0, 3, 1]
+    inputs, shuffled = encode(processor, CONVERSATIONS), encode(processor, [CONVERSATIONS[k] for k in order])
+    logits, mixed = model(**inputs).logits, model(**shuffled).logits
+    for row, k in enumerate(order):
+        real = inputs["attention_mask"][k].bool()
+        torch.testing.assert_close(mixed[row][real], logits[k][real], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "flex_attention"])
+@torch.no_grad()
+def test_attention_backends_agree_with_sdpa(variant, processor, backend):
+    inputs = encode(processor, CONVERSATIONS)
+    real = inputs["attention_mask"].bool()
+    logits = {}
+    for name in ("sdpa", backend):
+        model = AutoModelForImageTextToText.from_pretrained(variant, attn_implementation=name)
+        parts = (model.model.vision_tower, model.model.fuser, model.model.language_model)
+        assert {part.config._attn_implementation for part in parts} == {name}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # flex attention says that it is slow without compilation
+            logits[name] = model(**inputs).logits[real]
+    scale = logits["sdpa"].abs().max()
+    assert (logits[backend] - logits["sdpa"]).abs().max() <= 1e-4 * scale
+
+
+@torch.no_grad()
+def test_stage_one_backends_agree():
+    config = testers.build_config(answer_config=testers.answer_config(), projection_dim=28)
+    from fusedvlm.modeling_fusedvlm import FusedVLMForContrastiveLearning
+
+    set_seed(0)
+    model = FusedVLMForContrastiveLearning(config).eval()
+    inputs = testers.build_contrastive_inputs()
+    outputs = {}
+    for name in ("sdpa", "eager"):
+        model.set_attn_implementation(name)
+        outputs[name] = model(**inputs, return_loss=True)
+    for name in ("image_embeds", "answer_embeds", "loss"):
+        torch.testing.assert_close(outputs["eager"][name], outputs["sdpa"][name], atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_generation_with_a_static_cache(model, processor):
+    inputs = encode(processor, CONVERSATIONS[:2])
+    expected = generate(model, inputs)
+    compiled = copy.deepcopy(model)
+    # Not "inductor": graph capture is what a model can break, code generation is the compiler's.
+    found = generate(
+        compiled,
+        inputs,
+        cache_implementation="static",
+        compile_config=CompileConfig(backend="eager", fullgraph=True, mode=None, dynamic=False),
+        disable_compile=False,
+    )
+    assert found == expected
+
+
+def test_decoding_step_is_one_graph(model, processor):
+    """`generate` does not compile on a CPU by itself, so the step it would compile is compiled here."""
+    from transformers import StaticCache
+
+    inputs = encode(processor, CONVERSATIONS[:2])
+    torch._dynamo.reset()
+    step = torch.compile(model.forward, backend="eager", fullgraph=True)
+    length = inputs["input_ids"].shape[1]
+    cache = StaticCache(config=model.config.text_config, max_cache_len=length + 4)
+    with torch.no_grad():
+        first = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(first)], dim=1)
+        position = inputs["attention_mask"].sum(-1, keepdim=True)
+        options = {"attention_mask": mask, "position_ids": position, "use_cache": True}
+        plain_cache = copy.deepcopy(cache)
+        plain = model(input_ids=first, past_key_values=plain_cache, **options).logits
+        compiled = step(input_ids=first, past_key_values=cache, **options).logits
+    torch.testing.assert_close(compiled, plain)
+
+
+def test_assisted_decoding_changes_nothing(model, backbones, processor):
+    inputs = encode(processor, CONVERSATIONS[:1])
+    expected = generate(model, inputs)
+    assert generate(model, inputs, assistant_model=copy.deepcopy(model)) == expected
+    text_only = AutoModelForCausalLM.from_pretrained(backbones / "llm")
+    assert generate(model, inputs, assistant_model=text_only) == expected
+
+
+def test_prompt_lookup_never_copies_placeholders(model, processor):
+    inputs = encode(processor, CONVERSATIONS[:1])
+    assert model.generation_config.suppress_tokens == [model.config.image_token_id]
+    expected = generate(model, inputs, max_new_tokens=16)
+    assert generate(model, inputs, max_new_tokens=16, prompt_lookup_num_tokens=4) == expected
+
+
+@torch.no_grad()
+def test_drift_of_bf16_is_reported(variant, model, processor, record_property):
+    """Relative to the largest logit of fp32, on random weights of a scale that makes logits sharp."""
+    inputs = encode(processor, CONVERSATIONS)
+    real = inputs["attention_mask"].bool()
+    exact = model(**inputs).logits[real]
+    half = AutoModelForImageTextToText.from_pretrained(variant, dtype=torch.bfloat16)
+    drift = ((half(**inputs).logits[real].float() - exact).abs().max() / exact.abs().max()).item()
+    record_property("bf16_drift", drift)
+    print(f"bf16 drift of logits: {drift:.4f} of the largest")
+    assert 0 < drift < 0.2
+    # Answers that fp32 is sure about stay the same: where its margin exceeds twice the drift.
+    top = exact.topk(2).values
+    sure = (top[:, 0] - top[:, 1]) > 2 * drift * exact.abs().max()
+    assert sure.any()
+    assert torch.equal(exact[sure].argmax(-1), half(**inputs).logits[real][sure].argmax(-1))
+
+
+def test_building_is_reproduced_by_a_seed(backbones, model):
+    again, other = tiny.build_model(backbones, seed=0), tiny.build_model(backbones, seed=5)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert not torch.equal(other.model.projector.weight, model.model.projector.weight)
