@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -114,7 +114,7 @@ def save_backbones(folder: Path, seed: int = 0, llm_config=None, llm_dtype=None)
             eos_token_id=2,
             pad_token_id=0,
         )
-    model = LlamaForCausalLM(llm_config)
+    model = AutoModelForCausalLM.from_config(llm_config)
     model.to(llm_dtype or torch.float32).save_pretrained(llm)
     tokenizer.save_pretrained(llm)
     return str(vision), str(llm)

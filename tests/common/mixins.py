@@ -1,7 +1,7 @@
 """transformers' own test classes, importable, or the reason why not.
 
 What the source distribution leaves out gets a stand-in here: `GenerationTesterMixin` and `ExportTesterMixin` are empty,
-so their tests do not run (`test_generation.py` beside this file has ours instead).
+so their tests do not run (`test_modeling.py` and `test_equivalences.py` have ours instead).
 """
 
 import importlib

@@ -2,7 +2,7 @@
 
 Besides these, the test classes skip what the machine or the model does not have, with a message of their own: flash
 attention and accelerators, DeepSpeed, models without mixture of experts, encoders-decoders, audio or video. transformers'
-generation and export tests are not in its source distribution; `test_generation.py` stands in for the former.
+generation and export tests are not in its source distribution; `test_equivalences.py` stands in for the former.
 """
 
 import re
@@ -21,7 +21,7 @@ CONTRASTIVE_SKIPS = {
     "test_retain_grad_hidden_states_attentions": _TWO_TOWERS,
     "test_model_get_set_embeddings": "two towers have two embedding tables; transformers skips this for CLIPModel too",
     "test_eager_matches_sdpa_inference": "compares hidden states, which a two-tower model does not return; "
-    "test_generation.py compares the embeddings",
+    "test_equivalences.py compares the embeddings",
 }
 
 
