@@ -1,8 +1,7 @@
 """Chat templates of the published model (reference section 4), one Jinja body with the words of each family.
 
 The published code tokenises a conversation piece by piece and decides piece by piece what is learned. The templates
-render those pieces with the processor's markers. llama-2 and llama-2-vision agree with the reference cases token by
-token; the other families follow the published parser, without reference numbers.
+render those pieces with the processor's markers; tests compare every token and every label with the published parser.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Token layout of every published chat template, against a plain twin of the published piece parser."""
+"""Token layout of every published chat template, against the published parser."""
 
 import json
 
@@ -11,70 +11,9 @@ from fusedvlm.processing.processing_fusedvlm_prompt import parse_prompt
 from fusedvlm.processing.published_templates import STYLES, choose_conversation, published_chat_template
 from fusedvlm.tests.modeling_fusedvlm import oracle
 
-M, FOLLOWUP = 6, 3
-QUESTIONS = ["Describe the given image in detail.", "What time is it?", "How many <|end|> are there?"]
-ANSWERS = ["A busy street at night.", "Ten past two.", "There is one cat."]
-SYSTEM = "You are a helpful assistant."
-VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-
-
-def llama_2(system, turns):
-    pieces = [("<s>", "BOS")]
-    for number, (question, answer) in enumerate(turns):
-        if number == 0 and system:
-            pieces += [(f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n", "SYS"), (question, "QUE")]
-        elif number == 0:
-            pieces.append((f"[INST] {question}", "QUE"))
-        else:
-            pieces += [("<s>[INST]", "INST"), (question, "QUE")]
-        pieces.append(("[/INST]", "INST"))
-        if answer is not None:
-            pieces.append((f"{answer} </s>", "ANS"))
-    return pieces
-
-
-def turn_by_turn(start, user, user_end, assistant, end, prompt, user_end_type="INST"):
-    """Families that put the same words around every message."""
-
-    def pieces_of(turns):
-        pieces = list(start)
-        for question, answer in turns:
-            pieces += [(user, "INST"), (question, "QUE"), (user_end, user_end_type)]
-            if answer is None:
-                pieces.append((prompt, "INST"))
-            else:
-                pieces += [(assistant, "INST"), (answer, "ANS"), (end, "EOS")]
-        return pieces
-
-    return pieces_of
-
-
-def published_pieces(name, system, turns):
-    """The pieces and their types, family by family (reference section 4)."""
-    if name.startswith("llama-2"):
-        return llama_2(system or (VICUNA if name == "llama-2-vision" else None), turns)
-    if name == "vicuna_v1.1":
-        start = [("<s>", "BOS"), ((system or VICUNA) + " ", "SYS")]
-        return turn_by_turn(start, "USER: ", " ", "ASSISTANT: ", "</s>", "ASSISTANT:")(turns)
-    if name == "qwen-7b-chat":
-        start = [(f"<|im_start|>system\n{system or SYSTEM}<|im_end|>\n", "SYS")]
-        reply = "<|im_start|>assistant\n"
-        return turn_by_turn(start, "<|im_start|>user\n", "<|im_end|>\n", reply, "<|im_end|>\n", reply)(turns)
-    if name in ("microsoft-phi-3", "phi-3"):
-        start = [(f"<|system|>\n{system}<|end|>\n", "SYS")] if system else []
-        if name == "phi-3":
-            start = [(system or SYSTEM, "SYS")]
-        reply = "<|assistant|>\n"
-        return turn_by_turn(start, "<|user|>\n", "<|end|>\n", reply, "<|end|>\n", reply, "EOS")(turns)
-    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
-    system = system or (SYSTEM if name == "llama-3-vision" else None)
-    start = [("<|begin_of_text|>", "BOS")]
-    start += [(header.format("system") + system + "<|eot_id|>", "SYS")] if system else []
-    reply = header.format("assistant")
-    return turn_by_turn(start, header.format("user"), "<|eot_id|>", reply, "<|eot_id|>", reply)(turns)
+TEMPLATES = json.loads((oracle.FOLDER / "f_chat_templates.json").read_text())
+M, FOLLOWUP = TEMPLATES["m"], TEMPLATES["m_short"]
+QUESTION, ANSWER, EOS, QUERY = 16, 32, 128, 256
 
 
 def conversation(turns, system=None):
@@ -91,9 +30,9 @@ def conversation(turns, system=None):
 def processor():
     tokenizer = AutoTokenizer.from_pretrained(oracle.FOLDER / "llm_tokenizer")
     tokenizer.pad_token = tokenizer.eos_token
-    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>"]
-    special += ["<|im_end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in special], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(token, normalized=False) for token in TEMPLATES["special_tokens"]], special_tokens=True
+    )
     return FusedVLMProcessor(
         FusedVLMImageProcessor(size={"height": 84, "width": 84}),
         tokenizer,
@@ -104,35 +43,28 @@ def processor():
     )
 
 
-@pytest.mark.parametrize("prompt_only", [False, True], ids=["answered", "prompt"])
-@pytest.mark.parametrize("system", [None, "Answer in one word."], ids=["default system", "own system"])
-@pytest.mark.parametrize("name", sorted(STYLES))
-def test_tokens_types_and_labels(processor, name, system, prompt_only):
-    turns = list(zip(QUESTIONS, [*ANSWERS[:2], None] if prompt_only else ANSWERS, strict=True))
+@pytest.mark.parametrize("number", range(len(TEMPLATES["cases"])))
+def test_tokens_types_and_labels(processor, number):
+    """Every id and type of the published parser, for every template, with and without a system message or an answer."""
+    case = TEMPLATES["cases"][number]
+    words = TEMPLATES["conversations"][case["conv"]]
+    turns = [(words[k], words[k + 1] or None) for k in range(0, len(words), 2)]
     text = processor.apply_chat_template(
-        conversation(turns, system),
-        chat_template=published_chat_template(name),
+        conversation(turns, case["system_message"]),
+        chat_template=published_chat_template(case["template"]),
         tokenize=False,
-        add_generation_prompt=prompt_only,
+        add_generation_prompt=turns[-1][1] is None,
         published_labels=True,
+        published_inference=True,
     )
     inputs = processor.encode_prompts(text, return_assistant_tokens_mask=True)
-    ids, labelled, group = [], [], M
-    for piece, kind in published_pieces(name, system, turns):
-        if kind == "QUE":
-            ids += [oracle.IMAGE_TOKEN_ID] * group
-            labelled += [0] * group
-            group = FOLLOWUP
-        # What a person typed stays text here; the published code would read it as special tokens.
-        literal = {"split_special_tokens": True} if kind == "QUE" else {}
-        tokens = processor.tokenizer(piece, add_special_tokens=False, **literal)["input_ids"]
-        ids += tokens
-        labelled += [int(kind in ("ANS", "EOS"))] * len(tokens)
-    assert inputs["input_ids"][0] == ids
-    assert inputs["assistant_masks"][0] == labelled
-    asked = processor.query_tokenizer(QUESTIONS, add_special_tokens=False)["input_ids"]
-    assert inputs["question_input_ids"] == [token for row in asked for token in row]
-    assert inputs["num_visual_tokens"] == [M, FOLLOWUP, FOLLOWUP]
+    theirs, types = case["llm"]["input_ids"], case["llm"]["input_tps"]
+    expected = [oracle.IMAGE_TOKEN_ID if kind == QUERY else token for token, kind in zip(theirs, types, strict=True)]
+    assert inputs["input_ids"][0] == expected
+    assert inputs["assistant_masks"][0] == [int(kind in (ANSWER, EOS)) for kind in types]
+    fusion = zip(case["fusion"]["input_ids"], case["fusion"]["input_tps"], strict=True)
+    assert inputs["question_input_ids"] == [token for token, kind in fusion if kind == QUESTION]
+    assert inputs["num_visual_tokens"] == [M, FOLLOWUP, FOLLOWUP][: len(turns)]
 
 
 def test_by_default_the_end_of_the_users_turn_is_not_learned(processor):
@@ -183,6 +115,21 @@ def test_what_the_fusion_module_reads_of_llama_2_without_a_system_message(proces
     opening = "[INST] " if published_inference else ""
     expected = processor.query_tokenizer(opening + "What is it?", add_special_tokens=False)["input_ids"]
     assert processor.encode_prompts(text)["question_input_ids"] == expected
+
+
+def test_every_style_has_reference_cases():
+    assert {case["template"] for case in TEMPLATES["cases"]} == set(STYLES)
+
+
+def test_what_a_person_types_never_becomes_a_special_token(processor):
+    text = processor.apply_chat_template(
+        conversation([("How many <|end|> are there? <|im_end|>", None)]),
+        chat_template=published_chat_template("microsoft-phi-3"),
+        tokenize=False,
+    )
+    ids = processor.encode_prompts(text)["input_ids"][0]
+    end, im_end = processor.tokenizer.convert_tokens_to_ids(["<|end|>", "<|im_end|>"])
+    assert (ids.count(end), ids.count(im_end)) == (1, 0)  # the template's own
 
 
 def test_unknown_style_lists_the_known_ones():
