@@ -20,6 +20,7 @@ $(BIN)/fusedvlm: pyproject.toml
 
 $(VENV)/.development: pyproject.toml | $(BIN)/fusedvlm
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python tests/common/fetch.py  # transformers' own test classes, from its source distribution
 	touch $@
 
 install: $(BIN)/fusedvlm  ## Create .venv with the package.

@@ -1,0 +1,78 @@
+"""Results survive JSON and refuse damage; answers do not depend on batching or caching; summaries are right."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fusedvlm.evaluation import (
+    EvaluationResults,
+    Latency,
+    TaskScore,
+    answer_questions,
+    describe_environment,
+    measure_latency,
+    summarise,
+)
+from fusedvlm.tests import tiny
+
+
+def test_results_round_trip_and_leave_no_partial_file(tmp_path):
+    results = EvaluationResults(
+        describe_environment("a command"), [TaskScore("list", 4, 0.25, 8, 0.1)], [Latency(4, 0.1, 0.2, 5)]
+    )
+    path = tmp_path / "results.json"
+    results.save(path)
+    assert EvaluationResults.load(path) == results
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert set(results.environment.versions) == {"python", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"scores": []}', '{"environment": {}, "scores": [], "latencies": []}'])
+def test_damaged_results_are_named(tmp_path, damage):
+    path = tmp_path / "results.json"
+    path.write_text(damage)
+    with pytest.raises(ValueError, match=r"results\.json: not a results file"):
+        EvaluationResults.load(path)
+
+
+def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
+    results = EvaluationResults(describe_environment("a"), [TaskScore("list", 4, float("nan"), 8, 0.1)])
+    with pytest.raises(ValueError, match="JSON"):
+        results.save(tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_summary_is_mean_and_standard_error():
+    score = summarise("colour", 8, [1, 0, 0, 1, 1])
+    assert score.score == pytest.approx(0.6)
+    assert score.standard_error == pytest.approx(np.std([1, 0, 0, 1, 1], ddof=1) / 5**0.5)
+    assert (score.count, score.num_visual_tokens) == (5, 8)
+    with pytest.raises(ValueError, match=r"task 'colour' at m=8"):
+        summarise("colour", 8, [])
+
+
+def test_batch_size_and_cached_views_do_not_change_answers(model, processor):
+    images = [tiny.picture(seed) for seed in range(5)]
+    questions = [f"what is in picture {seed}?" for seed in range(5)]
+    single = answer_questions(model, processor, questions, 4, images=images, max_new_tokens=5, batch_size=1)
+    counted: list[int] = []
+    batched = answer_questions(
+        model, processor, questions, 4, images=images, max_new_tokens=5, batch_size=2, on_batch=counted.append
+    )
+    assert batched == single
+    assert counted == [2, 2, 1]
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        views = model.model.get_view_features(pixels)[0].unflatten(0, (5, -1))
+    assert answer_questions(model, processor, questions, 4, view_features=views, max_new_tokens=5) == single
+    with pytest.raises(ValueError, match="exactly one of images and view_features"):
+        answer_questions(model, processor, questions, 4)
+
+
+def test_latency_is_measured(model, processor):
+    latency = measure_latency(model, processor, tiny.picture(0), "what?", 4, max_new_tokens=3, repeats=2)
+    assert 0 < latency.time_to_first_token < latency.seconds_per_answer
+    assert (latency.num_visual_tokens, latency.count) == (4, 2)
+    json.dumps(latency.__dict__)
