@@ -24,11 +24,11 @@ class Settings:
     fuser_layers: int = 2
     fuse_question: bool = False
     num_visual_tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    # Share of the steps that draws large m only, and what counts as large then.
+    # First share of the steps, at the largest m only: it can spell an image out word by word, as the language model
+    # knows it from its texts; smaller m then learn to say it shorter.
     elastic_warmup_fraction: float = 0.3
-    elastic_warmup_minimum: int = 8
-    # How much more often than the others the largest m is drawn.
-    largest_m_weight: float = 2.0
+    # How much more often than the others the largest m is drawn afterwards.
+    largest_m_weight: float = 2.5
     questions_per_task: int = 256
 
     @property

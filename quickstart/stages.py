@@ -224,13 +224,13 @@ class ClockedTrainer(GenerationTrainer):
 def make_generation_trainer(
     settings: Settings, model, processor, dataset, folder: Path, steps: int, callbacks, planned_steps: int | None = None
 ) -> ClockedTrainer:
-    """Trainer of stage 2 with elastic m; the first part of the planned steps draws large m only."""
+    """Trainer of stage 2 with elastic m; the first part of the planned steps is at the largest."""
     arguments = GenerationArguments(
         **common_arguments(settings, folder / "logs", steps),
         elastic_num_visual_tokens=list(settings.num_visual_tokens),
         elastic_probabilities=elastic_probabilities(settings),
         elastic_warmup_fraction=settings.elastic_warmup_fraction * (planned_steps or steps) / steps,
-        elastic_warmup_minimum=min(settings.elastic_warmup_minimum, settings.max_num_visual_tokens),
+        elastic_warmup_minimum=settings.max_num_visual_tokens,
         elastic_seed=settings.seed,
     )
     trainer = ClockedTrainer(
