@@ -596,10 +596,17 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
                 kwargs["mm_encoder_outputs"] = {"image": features}
         return super().generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, mm_encoder_outputs=None, **kwargs) -> dict:
+    # `inputs_embeds` is named because `generate` looks for it in this signature.
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, inputs_embeds=None, mm_encoder_outputs=None, **kwargs
+    ) -> dict:
         """As the base class, but an assistant model's first step keeps its images; transformers drops them there."""
         inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
         )
         if mm_encoder_outputs and past_key_values is not None and past_key_values.get_seq_length() == 0:
             inputs["mm_encoder_outputs"] = mm_encoder_outputs

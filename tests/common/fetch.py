@@ -31,7 +31,7 @@ def fetch() -> Path:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         requirement = f"transformers=={transformers.__version__}"
-        options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "transformers", "--dest", scratch]
+        options = ["--quiet", "--no-deps", "--no-binary", "transformers", "--dest", scratch]
         subprocess.run([sys.executable, "-m", "pip", "download", *options, requirement], check=True)
         with tarfile.open(next(Path(scratch).glob("transformers-*.tar.gz"))) as archive:
             for member in archive:
@@ -43,4 +43,7 @@ def fetch() -> Path:
 
 
 if __name__ == "__main__":
-    print(fetch())
+    try:
+        print(fetch())
+    except subprocess.CalledProcessError:
+        sys.stderr.write("transformers' test classes could not be fetched; the tests that use them will be skipped.\n")

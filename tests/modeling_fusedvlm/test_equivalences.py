@@ -99,6 +99,65 @@ def test_compiled_generation_with_a_static_cache(model, processor):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_generation_from_embeddings(model, processor):
+    inputs = dict(encode(processor, CONVERSATIONS[:2]))
+    expected = generate(model, inputs)
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert model.generate(inputs_embeds=embeds, **inputs, max_new_tokens=8, do_sample=False).tolist() == expected
+
+
+def test_generation_continues_from_a_cache(model, processor):
+    inputs = encode(processor, CONVERSATIONS[:2])
+    whole = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    part = model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None, return_dict_in_generate=True)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 3, dtype=torch.long)], dim=1)
+    rest = model.generate(
+        input_ids=part.sequences,
+        attention_mask=mask,
+        past_key_values=part.past_key_values,
+        max_new_tokens=5,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    assert torch.equal(rest, whole)
+
+
+def test_generation_returns_scores_states_and_attentions(backbones, processor):
+    model = tiny.build_model(backbones)
+    model.set_attn_implementation("eager")
+    inputs = encode(processor, CONVERSATIONS[:2])
+    out = model.generate(
+        **inputs,
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    length = inputs["input_ids"].shape[1]
+    layers = model.config.text_config.num_hidden_layers
+    heads = model.config.text_config.num_attention_heads
+    assert len(out.logits) == len(out.hidden_states) == len(out.attentions) == 4
+    assert [states[0].shape for states in out.hidden_states] == [(2, length, 48), *[(2, 1, 48)] * 3]
+    assert all(len(states) == layers + 1 for states in out.hidden_states)
+    assert [step[0].shape for step in out.attentions] == [
+        (2, heads, length, length),
+        *[(2, heads, 1, length + k) for k in (1, 2, 3)],
+    ]
+    # The logits of step k are those of one pass over everything generated before it.
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 3, dtype=torch.long)], dim=1)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    full = {**inputs, "input_ids": out.sequences[:, :-1], "attention_mask": mask, "position_ids": position}
+    with torch.no_grad():
+        logits = model(**full).logits[:, length - 1 :]
+    suppressed = model.config.image_token_id
+    for step in range(4):
+        torch.testing.assert_close(out.logits[step], logits[:, step], atol=2e-4, rtol=1e-4)
+        assert (out.sequences[:, length + step] != suppressed).all()
+
+
 def test_assisted_decoding_changes_nothing(model, backbones, processor):
     inputs = encode(processor, CONVERSATIONS[:1])
     expected = generate(model, inputs)
