@@ -40,7 +40,7 @@ def load(name: str) -> types.ModuleType:
 
 def _local_picture(url: str) -> str:
     """A picture on disk instead of a download."""
-    file = Path(tempfile.gettempdir()) / "fusedvlm-test-picture.png"
+    file = Path(tempfile.gettempdir()) / f"fusedvlm-test-picture-{os.getpid()}.png"  # one per test process
     if not file.exists():
         tiny.picture(0, 64, 48).save(file)
     return str(file)
