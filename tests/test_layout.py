@@ -70,8 +70,7 @@ def test_no_library_file_is_longer_than_a_sitting():
         for path in folder.rglob("*.py")
         if (count := len(path.read_text().splitlines())) > 500
     ]
-    # The model file travels to the Hub as one piece and is mostly docstrings and signatures.
-    assert [name for name in long if not name.startswith("modeling_fusedvlm/modeling_fusedvlm.py")] == []
+    assert long == []
 
 
 def test_readme_file_tree_names_every_library_file():

@@ -1,0 +1,134 @@
+"""Stage 1: images with questions against answers, before any language model is involved.
+
+Shape legend
+    B   conversations      L   prompt length        H   LLM width
+    V   views              T   tokens per view      C   width of vision tower and fusion decoder
+    I   images             G   segments: one question asked about one image
+    m_g visual tokens of segment g (m for an image's first question, m' for later ones)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import CLIPTextModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_fusedvlm import FusedVLMConfig
+from .modeling_fusedvlm_base import FusedVLMFusionModel, FusedVLMPreTrainedModel
+from .modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
+
+
+@dataclass
+class FusedVLMContrastiveOutput(ModelOutput):
+    """Stage 1.
+
+    Args:
+        loss: contrastive_loss + identity_loss, with `return_loss=True`.
+        contrastive_loss, identity_loss: its two parts (reference section 5).
+        logits_per_image: (G, G) cosines, not scaled by the temperature, as published.
+        logit_scale: scalar, exp of the learned log temperature.
+        image_embeds: (G, projection_dim) unit rows, from the eos state of each question.
+        answer_embeds: (G, projection_dim) unit rows.
+        query_states: (sum m_g, C) fusion states at all queries and eos of the batch.
+    """
+
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    identity_loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logit_scale: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    answer_embeds: torch.Tensor | None = None
+    query_states: torch.Tensor | None = None
+
+
+class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
+    """Stage 1: the eos state of question k against the answer tower's eos state of answer k (reference section 5)."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: FusedVLMConfig):
+        super().__init__(config)
+        if config.answer_config is None:
+            raise ValueError("Stage 1 reads answers with a text tower: set answer_config (a CLIPTextConfig).")
+        self.model = FusedVLMFusionModel(config)
+        self.answer_tower = CLIPTextModel._from_config(config.answer_config)
+        self.answer_projection = nn.Linear(config.answer_config.hidden_size, config.projection_dim, bias=False)
+        self.image_projection = nn.Linear(config.fuser_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
+    def get_answer_embeds(self, answer_input_ids: torch.Tensor, answer_attention_mask: torch.Tensor) -> torch.Tensor:
+        """Answers (G, La), right-padded and each ended by an eos, to unit rows (G, projection_dim)."""
+        states = self.answer_tower(
+            input_ids=answer_input_ids, attention_mask=answer_attention_mask, return_dict=True
+        ).last_hidden_state
+        last = answer_attention_mask.sum(-1) - 1
+        pooled = states[torch.arange(len(states), device=states.device), last]
+        projected = self.answer_projection(pooled)
+        # CODEPATH: published stage-1 checkpoints, for conformance.
+        if self.config.zero_large_answer_entries:
+            projected = zero_large_entries(projected)
+        return nn.functional.normalize(projected, dim=-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_num_views: torch.Tensor | None = None,
+        question_input_ids: torch.Tensor | None = None,
+        question_lengths: torch.Tensor | None = None,
+        question_turns: torch.Tensor | None = None,
+        num_visual_tokens: torch.Tensor | int | None = None,
+        image_num_questions: torch.Tensor | None = None,
+        sample_num_images: torch.Tensor | None = None,
+        view_features: torch.Tensor | None = None,
+        answer_input_ids: torch.Tensor | None = None,
+        answer_attention_mask: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> FusedVLMContrastiveOutput:
+        """Image arguments as in `FusedVLMFusionModel.fuse`; one answer per segment, in segment order.
+
+        Raises:
+            ValueError: when the numbers of questions and answers differ.
+        """
+        fused, _ = self.model.fuse(
+            pixel_values=pixel_values,
+            image_num_views=image_num_views,
+            question_input_ids=question_input_ids,
+            question_lengths=question_lengths,
+            question_turns=question_turns,
+            num_visual_tokens=num_visual_tokens,
+            image_num_questions=image_num_questions,
+            sample_num_images=sample_num_images,
+            view_features=view_features,
+        )
+        if len(fused.segment_states) != len(answer_input_ids):
+            raise ValueError(f"{len(fused.segment_states)} questions but {len(answer_input_ids)} answers.")
+        eos_states = torch.stack([states[-1] for states in fused.segment_states])
+        image_embeds = nn.functional.normalize(self.image_projection(eos_states), dim=-1)
+        answer_embeds = self.get_answer_embeds(answer_input_ids, answer_attention_mask)
+        query_states = torch.cat(fused.segment_states)
+        output = FusedVLMContrastiveOutput(
+            logits_per_image=image_embeds @ answer_embeds.T,
+            logit_scale=self.logit_scale.exp(),
+            image_embeds=image_embeds,
+            answer_embeds=answer_embeds,
+            query_states=query_states,
+        )
+        if return_loss:
+            output.contrastive_loss = contrastive_loss(image_embeds, answer_embeds, output.logit_scale)
+            output.identity_loss = identity_loss(query_states)
+            output.loss = output.contrastive_loss + output.identity_loss
+        return output
