@@ -6,6 +6,7 @@ import sys
 import typer
 
 from fusedvlm.console import say
+from fusedvlm.conversion.cli import convert
 from fusedvlm.quickstart.cli import quickstart
 from fusedvlm.serving.cli import describe, info
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(describe)
 app.command()(info)
+app.command()(convert)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fusedvlm.conversion.convert import ConversionOptions, load_published
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
-from fusedvlm.modeling_fusedvlm.convert import ConversionOptions, load_published
 
 FOLDER = Path(__file__).parents[1] / "oracle"
 IMAGE_TOKEN_ID = 0  # <unk>: the published code reuses the eos id, which is ambiguous

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fusedvlm.conversion.published_names import to_ours
 from fusedvlm.modeling_fusedvlm import (
     FusedVLMConfig,
     FusedVLMForConditionalGeneration,
     FusedVLMForContrastiveLearning,
 )
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
-from fusedvlm.modeling_fusedvlm.published_names import to_ours
 from fusedvlm.processing import FusedVLMImageProcessor, FusedVLMProcessor, default_chat_template
 from fusedvlm.tests.modeling_fusedvlm import oracle
 

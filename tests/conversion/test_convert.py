@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from fusedvlm.conversion.convert import ConversionOptions, convert_published, load_published
+from fusedvlm.conversion.published_export import export_published
 from fusedvlm.modeling_fusedvlm import FusedVLMForContrastiveLearning
-from fusedvlm.modeling_fusedvlm.convert import ConversionOptions, convert_published, load_published
-from fusedvlm.modeling_fusedvlm.published_export import export_published
 from fusedvlm.tests import tiny
 from fusedvlm.tests.modeling_fusedvlm import oracle
 
@@ -286,7 +286,7 @@ def test_towers_the_published_model_cannot_hold_are_refused(model, tmp_path):
 def test_command_line(published, tmp_path):
     import typer
 
-    from fusedvlm.modeling_fusedvlm.cli import convert
+    from fusedvlm.conversion.cli import convert
 
     app = typer.Typer()
     app.command()(convert)

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from .configuration_fusedvlm import FusedVLMConfig
-from .modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
-from .modeling_fusedvlm_loading import PLACEHOLDER_TOKENS, is_language_key
+from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
+from fusedvlm.modeling_fusedvlm.configuration_fusedvlm import FusedVLMConfig
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import PLACEHOLDER_TOKENS, is_language_key
+
 from .published_files import copy_tokenizer, first_placeholder_id, read_json, read_weights
 from .published_names import KeyReport, published_stage, to_ours
 

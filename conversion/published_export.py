@@ -5,7 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
 
-from .configuration_fusedvlm import FusedVLMConfig
+from fusedvlm.modeling_fusedvlm.configuration_fusedvlm import FusedVLMConfig
+
 from .convert import MODEL_CLASSES, ConversionReport, describe_sizes
 from .published_files import read_json
 from .published_names import to_published
