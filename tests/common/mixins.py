@@ -4,6 +4,7 @@ What the source distribution leaves out gets a stand-in here: `GenerationTesterM
 so their tests do not run (`test_modeling.py` and `test_equivalences.py` have ours instead).
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -22,8 +23,7 @@ OVERRIDE = "FUSEDVLM_TRANSFORMERS_TESTS"
 
 def load(name: str) -> types.ModuleType:
     """A module of transformers' tests, e.g. "test_modeling_common"; skips the calling module where there is none."""
-    place = Path(os.environ.get(OVERRIDE, fetch.folder()))
-    package = "tests" if OVERRIDE in os.environ else fetch.PACKAGE
+    place, package = _place(), fetch.PACKAGE
     if not (place / package / f"{name}.py").exists():
         pytest.skip(
             f"transformers' test classes are not there; fetch them with `python {Path(fetch.__file__)}` (network)",
@@ -36,6 +36,16 @@ def load(name: str) -> types.ModuleType:
     _stand_in(f"{package}.utils.test_configuration_utils", config_common_kwargs={})
     _stand_in("fetch_hub_objects_for_ci", url_to_local_path=_local_picture)
     return importlib.import_module(f"{package}.{name}")
+
+
+@functools.lru_cache
+def _place() -> Path:
+    """Folder that has the test classes as a package; a checkout's `tests` under another name, since ours has that one."""
+    if OVERRIDE not in os.environ:
+        return fetch.folder()
+    place = Path(tempfile.mkdtemp())
+    (place / fetch.PACKAGE).symlink_to(Path(os.environ[OVERRIDE]).resolve() / "tests", target_is_directory=True)
+    return place
 
 
 def _local_picture(url: str) -> str:
