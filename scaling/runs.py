@@ -107,7 +107,7 @@ def group_curves(records: Iterable[ScoreRecord], exclude: Sequence[str] = ()) ->
         ValueError: when an exclusion names no column or matches no point, or a curve is left with a single m.
     """
     records = list(records)
-    dropped = _excluded(records, exclude)
+    dropped = set().union(*(points_matching(records, rule) for rule in exclude))
     curves: dict[tuple, list[ScoreRecord]] = {}
     for record in records:
         curves.setdefault(record.key, []).append(record)
@@ -218,16 +218,18 @@ def _curve_name(record: ScoreRecord) -> str:
     return Curve(record.benchmark, record.metric, record.groups, ()).name
 
 
-def _excluded(records: list[ScoreRecord], exclude: Sequence[str]) -> set[ScoreRecord]:
+def points_matching(records: Sequence[ScoreRecord], rule: str) -> set[ScoreRecord]:
+    """Records that an exclusion such as "benchmark=RealWorldQA,m=384|512" names.
+
+    Raises:
+        ValueError: for an unknown column, or when nothing matches.
+    """
     columns = ["benchmark", "metric", "m", *(name for name, _ in records[0].groups)] if records else []
-    dropped: set[ScoreRecord] = set()
-    for rule in exclude:
-        wanted = _parse_rule(rule, columns)
-        hits = {r for r in records if all(r.column(name) in values for name, values in wanted.items())}
-        if not hits:
-            raise ValueError(f"Exclusion {rule!r} matches no point.")
-        dropped |= hits
-    return dropped
+    wanted = _parse_rule(rule, columns)
+    hits = {r for r in records if all(r.column(name) in values for name, values in wanted.items())}
+    if not hits:
+        raise ValueError(f"Exclusion {rule!r} matches no point.")
+    return hits
 
 
 def _parse_rule(rule: str, columns: list[str]) -> dict[str, list[str]]:
