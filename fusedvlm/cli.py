@@ -8,6 +8,9 @@ import typer
 from fusedvlm.console import say
 from fusedvlm.conversion.cli import convert
 from fusedvlm.quickstart.cli import quickstart
+from fusedvlm.scaling.cli import app as scaling
+from fusedvlm.scaling.cli import plan
+from fusedvlm.scaling.profile_cli import profile
 from fusedvlm.serving.cli import describe, info
 
 app = typer.Typer(
@@ -22,6 +25,9 @@ app.command()(quickstart)
 app.command()(describe)
 app.command()(info)
 app.command()(convert)
+app.command()(profile)
+app.command()(plan)
+app.add_typer(scaling, name="scaling")
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,7 @@ import typer
 
 def quickstart(
     output: Annotated[Path, typer.Option(help="Where the family and its report go.")] = Path("runs/quickstart"),
-    minutes: Annotated[float | None, typer.Option(min=0.5, help="Clock budget per seed; 6 on the CPU preset.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=3, help="Clock budget per seed; 6 on the CPU preset.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train so many families, to see the spread of the fit.")] = 1,
     preset: Annotated[str, typer.Option(help="cpu or gpu: sizes and step counts.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the training process.")] = 1,
@@ -33,7 +33,7 @@ def quickstart(
 
     from fusedvlm.console import emit_json, say, show
 
-    from .report import summary, write_report
+    from .report import summary, write_report, write_scaling_pages
     from .settings import PRESETS
 
     if preset not in PRESETS:
@@ -51,6 +51,7 @@ def quickstart(
         say(f"Seed {seed}: training a family in {folder} (budget {settings.minutes:g} minutes).")
         families.append(run(replace(settings, seed=seed), folder, command))
     report = write_report(families, output)
+    pages = write_scaling_pages(families)
     if json_output:
         emit_json(summary(families, report))
         return
@@ -58,6 +59,7 @@ def quickstart(
         show(_answers(family))
     show(_table(families))
     show(f"Report: {report}")
+    show(f"Scaling: {', '.join(map(str, pages))}")
     show(
         f"Ask it yourself: fusedvlm describe IMAGE --question 'list all objects' --model {families[0].variant_folder()}"
     )

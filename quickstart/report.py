@@ -40,6 +40,22 @@ def write_report(families: list, folder: Path) -> Path:
     return page
 
 
+def write_scaling_pages(families: list) -> list[Path]:
+    """The scaling lab's page of each family, beside its results: rival laws, held-out errors, latency."""
+    from fusedvlm.scaling.report import collect
+    from fusedvlm.scaling.report import write_report as write_scaling_report
+
+    pages = []
+    for family in families:
+        # Swapped images are a control, not a benchmark: only results.json is read.
+        material = collect(family.folder)
+        material.curves = {name: curves for name, curves in material.curves.items() if "swapped" not in name}
+        page = family.folder / "scaling.html"
+        write_scaling_report(material, page)
+        pages.append(page)
+    return pages
+
+
 def summary(families: list, page: Path) -> dict:
     """Everything measured, as one JSON document."""
     return {

@@ -81,6 +81,12 @@ class StagedModel:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
+    def _mask(self, queries: int, keys: int) -> torch.Tensor | None:
+        """On the meta device a mask of the right shape: transformers would look into position ids to build one."""
+        if self.device.type != "meta":
+            return None
+        return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.device)
+
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, dtype=self.dtype)
 
@@ -98,7 +104,10 @@ class StagedModel:
         base, question = self.model.model, self.workload.question_tokens if self.config.fuse_question else 0
         text = base.fuser.embed_tokens(torch.zeros(question + m, dtype=torch.long, device=self.device))
         row = torch.cat([views.flatten(0, 1), text])[None]
-        return base.projector(base.fuser(inputs_embeds=row, use_cache=False).last_hidden_state[0, -m:])
+        mask = self._mask(row.shape[1], row.shape[1])
+        return base.projector(
+            base.fuser(inputs_embeds=row, attention_mask=mask, use_cache=False).last_hidden_state[0, -m:]
+        )
 
     def prefill(self, visual_tokens: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
         """(m, H) to the first token's logits and the cache."""
@@ -108,13 +117,19 @@ class StagedModel:
         )
         prompt = torch.cat([visual_tokens, text])[None]
         cache = DynamicCache(config=self.config.text_config)
-        states = base.language_model(inputs_embeds=prompt, past_key_values=cache, use_cache=True).last_hidden_state
+        mask = self._mask(prompt.shape[1], prompt.shape[1])
+        states = base.language_model(
+            inputs_embeds=prompt, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
         return self.model.lm_head(states[:, -1:]), cache
 
     def decode(self, cache: DynamicCache) -> torch.Tensor:
         """One more token; the cache grows."""
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        states = self.model.model.language_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        mask = self._mask(1, cache.get_seq_length() + 1)
+        states = self.model.model.language_model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
         return self.model.lm_head(states)
 
 
