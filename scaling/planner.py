@@ -227,14 +227,19 @@ def _predict(
 def _relative(
     predictions: dict[str, np.ndarray], draws: dict[str, np.ndarray], costs: Sequence[Cost]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean over benchmarks relative to the reference: the LLM that is best at its largest m, at that m."""
+    """Mean over benchmarks relative to the reference: the LLM that is best at its largest m, at that m.
+
+    The metrics of one benchmark share its weight, so that four metrics of the same answers do not count four times.
+    """
     values, sampled = np.array([*predictions.values()]), np.array([*draws.values()])
+    benchmarks = [name.partition("/")[0] for name in predictions]
+    weight = np.array([1 / benchmarks.count(name) for name in benchmarks]) / len(set(benchmarks))
     largest = {cost.llm: max(c.num_visual_tokens for c in costs if c.llm == cost.llm) for cost in costs}
     ends = [i for i, cost in enumerate(costs) if cost.num_visual_tokens == largest[cost.llm]]
-    means = (values[:, ends] / values[:, ends].max(1, keepdims=True)).mean(0)
+    means = weight @ (values[:, ends] / values[:, ends].max(1, keepdims=True))
     reference = ends[int(np.argmax(means))]
-    relative = (values / values[:, [reference]]).mean(0)
-    return relative, (sampled / sampled[:, :, [reference]]).mean(0), reference
+    relative = weight @ (values / values[:, [reference]])
+    return relative, np.tensordot(weight, sampled / sampled[:, :, [reference]], 1), reference
 
 
 def _resample(curve: Curve, law: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
