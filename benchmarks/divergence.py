@@ -65,6 +65,7 @@ def main() -> None:
     fast, ours = timed(pair_curves, a, b, repeats=options.repeats)
     slow, theirs = timed(direct, a.astype(np.float64), b.astype(np.float64), repeats=1)
     worst = max(float(np.abs((ours[k] - theirs[k]) / np.maximum(np.abs(theirs[k]), 1e-3)).max()) for k in CURVES)
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
     lines = [
         "# Divergence of one pair of branches: running sums against a direct double loop",
         "",
@@ -77,7 +78,7 @@ def main() -> None:
         "",
         f"Ratio: {slow / fast:.0f}. Largest relative difference over all n and all five curves: {worst:.1e}.",
         "",
-        f"Hardware: {platform.machine()} CPU, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} thread.",
+        f"Hardware: {platform.machine()} CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}.",
         f"Python {platform.python_version()}, numpy {np.__version__}. Date: {datetime.date.today()}.",
         f"Command: `python {shlex.join(sys.argv)}`",
     ]

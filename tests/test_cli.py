@@ -31,7 +31,10 @@ def pictures(tmp_path_factory):
 def test_help_lists_the_commands():
     result = run("--help")
     assert result.returncode == 0
-    assert all(command in result.stdout for command in ("quickstart", "describe", "info", "convert", "profile", "plan", "scaling"))
+    assert all(
+        command in result.stdout
+        for command in ("quickstart", "describe", "info", "convert", "profile", "plan", "scaling")
+    )
     assert run("--version").stdout.strip() == "0.1.0"
 
 
