@@ -345,13 +345,6 @@ def test_report_of_a_folder(measure, tmp_path):
     assert "nothing to report" in error("scaling", "report", tmp_path / "nothing")
 
 
-def test_report_of_the_paper(tmp_path):
-    found = document("scaling", "report", "paper", "--output", tmp_path / "p.html", "--resamples", 20)
-    assert "What the question adds: paper" in found["sections"]
-    assert sum(title.startswith("Shapes of curves") for title in found["sections"]) == 3
-    assert len(found["fits"]) == 78
-
-
 def test_help_teaches_and_imports_nothing_heavy():
     for command in (["scaling"], ["scaling", "fit"], ["scaling", "divergence"], ["scaling", "optimal"], ["plan"]):
         result = invoke(*command, "--help")
