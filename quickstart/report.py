@@ -49,7 +49,9 @@ def write_scaling_pages(families: list) -> list[Path]:
     for family in families:
         # Swapped images are a control, not a benchmark: only results.json is read.
         material = collect(family.folder)
-        material.curves = {name: curves for name, curves in material.curves.items() if "swapped" not in name}
+        for found in (material.curves, material.left_out):
+            for name in [name for name in found if name.startswith("swapped.json")]:
+                del found[name]
         page = family.folder / "scaling.html"
         write_scaling_report(material, page)
         pages.append(page)

@@ -104,6 +104,15 @@ def test_report_shows_what_was_measured(family, tmp_path):
     assert "http" not in html.replace("http-equiv", "")  # self-contained
 
 
+def test_scaling_page_is_made_even_where_scores_are_zero(family):
+    from fusedvlm.quickstart.report import write_scaling_pages
+
+    assert min(score.score for score in family.results.scores) == 0  # nobody learns in fourteen steps
+    page = write_scaling_pages([family])[0]
+    assert page == family.folder / "scaling.html"
+    assert "swapped" not in page.read_text()
+
+
 def test_wrong_preset_is_refused(tmp_path):
     command = [
         str(Path(sys.executable).with_name("fusedvlm")),
