@@ -186,7 +186,8 @@ def cosine_histograms(results: Mapping[str, DivergenceResult]) -> Figure:
         seen = np.flatnonzero(np.sum([*result.histograms.values()], axis=0))
         low, high = result.bin_edges[seen[0]] - 0.05, result.bin_edges[seen[-1] + 1] + 0.05
         axes.set(title=name, xlabel="cosine", ylabel="share", xlim=(max(low, -1), min(high, 1)))
-        axes.legend(fontsize=7)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -277,11 +278,12 @@ def tradeoff_plot(cells: Sequence[GridCell], fit: TradeoffFit) -> Figure:
             axes.plot(scale * (tokens + offset), errors, label=label, **marker)
     costs = [(2e9 * n * (fit.text_tokens + v), float(fit.error(n, v))) for n in sizes for v in dense]
     right.plot(*_frontier(costs), color="black", lw=3, alpha=0.35, label="best choice (fit)")
-    left.set(xlabel="visual tokens V", ylabel="error (1 - accuracy)", xscale="log")
+    _token_axis(left, counts)
+    left.set(xlabel="visual tokens V", ylabel="error (1 - accuracy)")
     right.set(xlabel=f"FLOPs = 2 N (Q + V), Q = {fit.text_tokens}", xscale="log")
-    left.set_title(
-        rf"$\alpha$={fit.alpha:.3f} (parameters), $\beta$={fit.beta:.3f} (tokens), D={fit.d:.2g}", fontsize=9
-    )
+    right.grid(alpha=0.3)
+    title = rf"$\alpha$={fit.alpha:.3f} (parameters), $\beta$={fit.beta:.3f} (tokens), D={fit.d:.2g}"
+    left.set_title(title, fontsize=9)
     left.legend(fontsize=8, title="LLM")
     right.legend(fontsize=8)
     return figure

@@ -101,17 +101,21 @@ def group_curves(records: Iterable[ScoreRecord], exclude: Sequence[str] = ()) ->
     Args:
         records: from `read_scores`.
         exclude: points to leave out of the fits, each as "column=value,column=value", alternatives with "|":
-            "benchmark=RealWorldQA,m=384|512".
+            "benchmark=RealWorldQA,m=384|512". A curve left without points is dropped.
 
     Raises:
-        ValueError: when an exclusion names no column or matches no point, or a curve is left with a single m.
+        ValueError: when an exclusion names no column or matches no point, a curve is left with a single m, or nothing
+            is left.
     """
     records = list(records)
     dropped = set().union(*(points_matching(records, rule) for rule in exclude))
     curves: dict[tuple, list[ScoreRecord]] = {}
     for record in records:
         curves.setdefault(record.key, []).append(record)
-    return [_curve(sorted(members, key=lambda record: record.m), dropped) for members in curves.values()]
+    left = [members for members in curves.values() if not dropped.issuperset(members)]
+    if not left:
+        raise ValueError("The exclusions leave no point.")
+    return [_curve(sorted(members, key=lambda record: record.m), dropped) for members in left]
 
 
 def _curve(members: list[ScoreRecord], dropped: set[ScoreRecord]) -> Curve:

@@ -125,3 +125,13 @@ def test_exclusion_without_a_point(rule):
 def test_exclusion_that_is_no_rule(rule):
     with pytest.raises(ValueError, match="not column=value with a column of benchmark, metric, m, fusion_inputs"):
         group_curves(read_scores("paper"), [rule])
+
+
+def test_a_whole_benchmark_can_be_excluded():
+    curves = group_curves(read_scores("paper"), ["benchmark=MME|POPE"])
+    assert len(curves) == 78 - 3 * 7
+    assert not {"MME", "POPE"} & {curve.benchmark for curve in curves}
+    with pytest.raises(ValueError, match="only 1 number of visual tokens is left"):
+        group_curves(read_scores("paper"), ["benchmark=MME,m=8|16|32|64|128|256|384|512|768"])
+    with pytest.raises(ValueError, match="leave no point"):
+        group_curves(read_scores("paper"), ["m=1|8|16|32|64|128|256|384|512|768"])
