@@ -86,7 +86,7 @@ def read_scores(source: str | Path, ignore: Sequence[str] = ()) -> list[ScoreRec
         OSError: when the file cannot be read.
     """
     path = PAPER_SCORES if str(source) == PAPER else Path(source)
-    text = path.read_text(encoding="utf-8-sig")
+    text = _read_text(path)
     rows = _json_rows(text, path) if path.suffix == ".json" else _csv_rows(text, path)
     records = [_record(cells, place, path, ignore) for place, cells in rows]
     if not records:
@@ -130,6 +130,13 @@ def _curve(members: list[ScoreRecord], dropped: set[ScoreRecord]) -> Curve:
             f"{curve.name} ({places}): only {len(kept)} number of visual tokens is left; a fit needs two.{hint}"
         )
     return curve
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:

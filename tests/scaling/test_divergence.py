@@ -110,6 +110,8 @@ def test_pairs_of_different_length_average_over_those_long_enough():
     assert result.mean_distance[4] == pytest.approx(np.mean([curves[1][4], curves[2][4]]))
     assert len(summarise(statistics, min_pairs=2).count) == 5
     assert result.psi_ab[0] is None
+    assert result.psi_aa[3] != pytest.approx(result.psi_bb[3], abs=1e-3)
+    assert result.psi_intra[3] == pytest.approx((result.psi_aa[3] + result.psi_bb[3]) / 2)
     with pytest.raises(ValueError, match="No n has 4 pairs; 3 pairs were read"):
         summarise(statistics, min_pairs=4)
 

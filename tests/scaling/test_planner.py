@@ -63,11 +63,13 @@ def test_metrics_of_one_benchmark_share_its_weight(tmp_path):
 
 
 def test_the_llm_is_chosen_by_brute_force(tmp_path):
-    laws = {("A", "small"): (10, 0.2), ("A", "large"): (14, 0.12), ("B", "small"): (5, 0.3), ("B", "large"): (6, 0.2)}
+    laws = {("A", "small"): (10, 0.2), ("A", "large"): (14, 0.15), ("B", "small"): (5, 0.3), ("B", "large"): (6, 0.28)}
     curves = read_curves(write_scores(tmp_path, laws), "", ["A", "B"])
     costs = [Cost(m, (1 if llm == "small" else 4) * (20 + m), llm) for llm in ("small", "large") for m in M]
     for amount in (50, 90, 130, 300, 700, 5000):
         plan = make_plan(curves, costs, Budget(amount, "tflops"), resamples=20)
+        # At m = 512 the large LLM scores 35.7 and 34.4, the small one 34.8 and 32.5.
+        assert (plan.reference.llm, plan.reference.num_visual_tokens) == ("large", 512)
         ends = {b: laws[b, plan.reference.llm][0] * 512 ** laws[b, plan.reference.llm][1] for b in "AB"}
 
         def relative(cost, ends=ends):

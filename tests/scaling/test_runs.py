@@ -105,6 +105,12 @@ def test_bad_files_are_named(tmp_path, text, name, message):
         read_scores(write(tmp_path, text, name))
 
 
+def test_files_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "r.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"r\.csv: not UTF-8 text"):
+        read_scores(tmp_path / "r.csv")
+
+
 def test_exclusions_by_name():
     rule = "benchmark=RealWorldQA,fusion_inputs=vision+queries (ft),m=384|512"
     curves = {curve.name: curve for curve in group_curves(read_scores("paper"), [rule])}
