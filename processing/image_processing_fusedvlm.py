@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
@@ -17,7 +18,7 @@ from .image_processing_fusedvlm_common import (
     resize_bicubic,
     resize_with_pillow,
 )
-from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb
+from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb, to_usable_array
 from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
 
 if TYPE_CHECKING:  # so that saving copies the other backend's file too
@@ -28,7 +29,9 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
     """Images to views.
 
     Returns `pixel_values` (V, 3, S, S), normalised, image after image with the global view first, and `image_num_views`
-    (I,). On 8-bit pixels in CPU memory the result is that of the published code, whichever backend is installed.
+    (I,). On 8-bit pixels in CPU memory the result is that of the published code, whichever backend is installed; on an
+    accelerator, where torchvision resizes, tiles differ by at most one grey level. Floats are 0..1 with
+    `do_rescale=False`, else 0..255.
     """
 
     model_input_names = ["pixel_values", "image_num_views"]
@@ -53,9 +56,8 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         return fetch_images(image_url_or_urls)
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
-        """One image as a (3, H, W) tensor, upright."""
-        if hasattr(image, "convert"):
-            image = to_upright_rgb(image)
+        """One image as a (3, H, W) tensor: pictures upright and RGB, arrays and tensors of uint8 or float32."""
+        image = to_upright_rgb(image) if isinstance(image, Image.Image) else to_usable_array(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def _preprocess(
@@ -76,6 +78,10 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         **kwargs,
     ) -> BatchFeature:
         tile_size = self.check_options(size, max_local_views, global_view)
+        if not images:
+            raise ValueError("There are no images to process.")
+        if global_view == "canvas" and max_local_views == 0:
+            raise ValueError("global_view='canvas' shows the canvas of local views: max_local_views=0 has none.")
 
         def finish(image: torch.Tensor) -> torch.Tensor:
             return self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
@@ -85,12 +91,13 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
             if not do_resize:
                 views.append(finish(image)[None])
                 continue
-            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample)
+            white = WHITE if do_rescale or not image.is_floating_point() else 1
+            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
             canvas = None if canvas is None else finish(canvas)
-            if global_view == "canvas" and canvas is not None:
+            if global_view == "canvas":
                 whole = canvas
             else:
-                whole = finish(self._global_square(image, tile_size, keep_thin_images))
+                whole = finish(self._global_square(image, tile_size, keep_thin_images, white))
             parts = [resize_bicubic(whole.float(), tile_size)[None]]
             if canvas is not None:
                 parts.append(cut_tiles(canvas.float(), tile_size))
@@ -98,7 +105,7 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         data = {"pixel_values": [view for image in views for view in image], "image_num_views": [len(v) for v in views]}
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample) -> torch.Tensor | None:
+    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample, white) -> torch.Tensor | None:
         plan = plan_canvas(*image.shape[-2:], tile_size, max_local_views, keep_thin_images)
         if plan is None:
             return None
@@ -108,29 +115,31 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         target = (width, height) if plan.is_portrait else (height, width)
         resized = self._resize(source, target, resample)
         resized = resized.transpose(-1, -2) if plan.is_portrait else resized
-        white = WHITE if not image.is_floating_point() else (WHITE if image.max() > 1 else 1.0)
         return tvF.pad(resized, [plan.pad_left, plan.pad_top, plan.pad_right, plan.pad_bottom], fill=white)
 
-    def _global_square(self, image, tile_size, keep_thin_images) -> torch.Tensor:
+    def _global_square(self, image, tile_size, keep_thin_images, white) -> torch.Tensor:
         plan = plan_global_square(*image.shape[-2:], tile_size, keep_thin_images)
         if plan.is_shrunk:
-            image = self._resize(image, (plan.height, plan.width), PILImageResampling.LANCZOS)
+            # In 8 bits even for floats: Lanczos overshoots at edges, and the published code cuts that off in between.
+            levels = image if image.dtype == torch.uint8 else (image * (WHITE / white)).round().clamp(0, WHITE).byte()
+            levels = self._resize(levels, (plan.height, plan.width), PILImageResampling.LANCZOS)
+            image = levels if image.dtype == torch.uint8 else levels.to(image.dtype) * (white / WHITE)
         right, bottom = plan.side - plan.width - plan.left, plan.side - plan.height - plan.top
         return tvF.pad(image, [plan.left, plan.top, right, bottom], fill=0)
 
     @staticmethod
     def _resize(image: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
-        """Pillow for 8-bit pixels on the CPU, torchvision for everything else.
+        """Pillow for 8-bit pixels on the CPU and for Lanczos, torchvision for everything else.
 
         torchvision rounds differently from the Pillow code the checkpoints were trained with: up to one grey level for
-        bilinear, up to nine for Lanczos.
+        bilinear, up to nine for Lanczos, which it lacks on accelerators altogether.
         """
         resample = PILImageResampling(resample)
-        if image.dtype == torch.uint8 and image.device.type == "cpu":
-            return torch.from_numpy(resize_with_pillow(image.numpy(), size, resample).copy())
-        on_gpu_lanczos = resample == PILImageResampling.LANCZOS and image.device.type != "cpu"
-        name = "BICUBIC" if on_gpu_lanczos else resample.name  # torchvision has no Lanczos on accelerators
-        return tvF.resize(image, size, interpolation=getattr(tvF.InterpolationMode, name), antialias=True)
+        on_cpu = image.device.type == "cpu"
+        if resample == PILImageResampling.LANCZOS or (image.dtype == torch.uint8 and on_cpu):
+            resized = resize_with_pillow(image.cpu().numpy(), size, resample)
+            return torch.from_numpy(resized.copy()).to(image.device)
+        return tvF.resize(image, size, interpolation=getattr(tvF.InterpolationMode, resample.name), antialias=True)
 
 
 FusedVLMImageProcessor.register_for_auto_class("AutoImageProcessor")

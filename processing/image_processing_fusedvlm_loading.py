@@ -2,110 +2,195 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import os
-from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 # Pictures above this are refused before decoding: 179 megapixels is where Pillow itself speaks of a decompression bomb.
+# Between half of it and this Pillow only warns; such a picture is loaded, unless warnings are errors.
 MAX_PIXELS = 178_956_970
-DOWNLOAD_TIMEOUT = 30  # seconds
+MAX_DOWNLOAD = 512 * 2**20  # bytes
+DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+SHORTEST_BASE64 = 48  # the smallest whole image files have about 35 bytes
 
 
 def load_image(source) -> Image.Image:
     """Open a picture.
 
     Args:
-        source: path, http(s) URL, data URI, base64 string, bytes, or PIL image.
+        source: path, http(s) URL, base64 data URI, base64 string, bytes, or PIL image.
 
     Returns:
         Upright RGB image; of an animation the first frame. Transparency is dropped, not composited (reference 1.1).
 
     Raises:
         ValueError: one line naming the source, for anything that is not a whole picture of sane size.
-        OSError: when a URL cannot be reached.
+        OSError: one line naming the source, when a URL cannot be fetched or a file may not be read.
     """
     if isinstance(source, Image.Image):
         return to_upright_rgb(source)
     data, name = _read(source)
     if not data:
         raise ValueError(f"{name}: the file is empty.")
-    try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image that can be read.") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{name}: the image has more than {MAX_PIXELS:,} pixels.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name}: damaged image ({error}).") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{name}: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels.")
-    try:
-        image.load()
-        return to_upright_rgb(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{name}: damaged or truncated image ({error}).") from None
+    with _refuse_parts_of_pictures():
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise ValueError(f"{name}: not an image that can be read.") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(f"{name}: too many pixels ({_one_line(error)}).") from None
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
+            raise ValueError(f"{name}: damaged image ({_one_line(error)}).") from error
+    return _decode(image, name)
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of a PIL image of any mode, rotated upright as its EXIF data say."""
+    """8-bit RGB of a PIL image of any mode, rotated upright as its EXIF data say.
+
+    Raises:
+        ValueError: when its file turns out to be damaged, truncated or too large.
+    """
+    return _decode(image, _shown(str(getattr(image, "filename", "") or "PIL image")))
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.width < 1 or image.height < 1:
-        raise ValueError(f"An image of {image.width} x {image.height} pixels has nothing to look at.")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = _to_eight_bits(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        raise ValueError(f"{name}: an image of {image.width} x {image.height} pixels has nothing to look at.")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{name}: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels.")
+    with _refuse_parts_of_pictures():
+        try:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+                image = _to_eight_bits(image)
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            elif image.mode == "La":  # Pillow has no direct way from here to RGB
+                image = image.convert("LA")
+            return image if image.mode == "RGB" else image.convert("RGB")
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
+            raise ValueError(f"{name}: damaged or truncated image ({_one_line(error)}).") from error
+
+
+@contextlib.contextmanager
+def _refuse_parts_of_pictures():
+    """Undo `ImageFile.LOAD_TRUNCATED_IMAGES`, which other libraries set and which turns cut files half grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit levels to 8 bits; Pillow's own conversion would clip everything above 255 to white.
+    """Scale deep levels to 8 bits; Pillow's own conversion would clip everything above 255 to white.
 
-    32-bit integers hold 16-bit levels (that is how Pillow opens such PNG files) unless they go beyond; floats are taken
-    as 0..1 unless they go beyond 1.
+    16-bit modes reach to 65535. The modes I (32-bit integers) and F (floats) do not say how far they reach: F is taken
+    as 0..1 when nothing is above 1, both as 0..255 or 0..65535 when nothing is above that, else to the highest level.
     """
     values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F" and values.max(initial=0) <= 1:
-        values = values * 255
-    elif image.mode != "F" and (image.mode != "I" or values.max(initial=0) > 255):
-        values = values / 257
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8), mode="L")
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not finite numbers")
+    reaches = [65_535] if image.mode.startswith("I;16") else [255, 65_535]
+    if image.mode == "F":
+        reaches.insert(0, 1)
+    highest = values.max()
+    white = next((reach for reach in reaches if highest <= reach), highest)
+    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
+
+
+def to_usable_array(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """Whole numbers and truth values as uint8, floats as float32, so that both backends resize them alike.
+
+    Raises:
+        ValueError: for an array without pixels, whole numbers outside 0..255, or floats that are not finite.
+    """
+    if 0 in image.shape:
+        raise ValueError(f"An image of shape {tuple(image.shape)} has no pixels.")
+    is_tensor = isinstance(image, torch.Tensor)
+    kind = str(image.dtype).removeprefix("torch.")
+    if "float" in kind:
+        image = image.float() if is_tensor else image.astype(np.float32, copy=False)
+        if not (image - image == 0).all():
+            raise ValueError("An image of floats has pixels that are not finite numbers.")
+        return image
+    if kind != "uint8":
+        image = image.to(torch.int64) if is_tensor else image.astype(np.int64)
+        image = image * 255 if kind == "bool" else image
+        low, high = int(image.min()), int(image.max())
+        if low < 0 or high > 255:
+            raise ValueError(f"Pixels of type {kind} must be 0..255, got {low}..{high}; divide 16-bit levels by 257.")
+        return image.to(torch.uint8) if is_tensor else image.astype(np.uint8)
+    return image if is_tensor else np.require(image, requirements="W")  # torch warns about read-only memory
 
 
 def _read(source) -> tuple[bytes, str]:
     """Bytes of a source and a name for messages."""
     if isinstance(source, (bytes, bytearray)):
         return bytes(source), "image bytes"
-    text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    if text is None:
+    if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
             f"An image must be a path, URL, base64 string, bytes or PIL image, got {type(source).__name__}."
         )
-    if urlparse(text).scheme in ("http", "https"):
-        request = Request(text, headers={"User-Agent": "fusedvlm"})
-        with urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
-            return response.read(), text
-    if text.startswith("data:image/"):
-        return _decode_base64(text.split(",", 1)[-1], "data URI")
+    text = os.fsdecode(source)
+    name = _shown(text)
+    if text.lower().startswith(("http://", "https://")):
+        return _download(text, name), name
+    if text.startswith("data:"):
+        header, _, payload = text.partition(",")
+        if not header.endswith(";base64"):
+            raise ValueError(f"{name}: only base64 data URIs can be read.")
+        return _decode_base64(payload, "data URI")
     if os.path.isdir(text):
-        raise ValueError(f"{text}: is a folder, not an image.")
-    if os.path.exists(text):
+        raise ValueError(f"{name}: is a folder, not an image.")
+    if os.path.isfile(text):
         with open(text, "rb") as file:
-            return file.read(), text
-    if len(text) > 64 and len(text) % 4 == 0 and os.path.splitext(text)[1] == "":
+            return file.read(), name
+    if os.path.exists(text):  # a pipe or a device would be read for ever
+        raise ValueError(f"{name}: is not a regular file.")
+    if len(text) >= SHORTEST_BASE64 and os.path.splitext(text)[1] == "":
         return _decode_base64(text, "base64 string")
-    raise ValueError(f"{text[:200]}: no such file.")
+    raise ValueError(f"{name}: no such file.")
 
 
-def _decode_base64(text: str, name: str) -> tuple[bytes, str]:
+def _download(url: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True), name
+        with urlopen(Request(url, headers={"User-Agent": "fusedvlm"}), timeout=DOWNLOAD_TIMEOUT) as response:
+            data = response.read(MAX_DOWNLOAD + 1)
+    except ValueError as error:
+        raise ValueError(f"{name}: not a URL that can be opened ({_one_line(error)}).") from error
+    except Exception as error:  # HTTP's own errors are not all of type OSError
+        raise OSError(f"{name}: cannot be fetched ({_one_line(error)}).") from error
+    if len(data) > MAX_DOWNLOAD:
+        raise ValueError(f"{name}: more than {MAX_DOWNLOAD:,} bytes.")
+    return data
+
+
+def _decode_base64(text: str, kind: str) -> tuple[bytes, str]:
+    """Bytes of base64 text, which may be broken into lines, and a name for messages."""
+    compact = "".join(text.split())
+    name = f"{kind} {compact[:40]}..."
+    try:
+        return base64.b64decode(compact, validate=True), name
     except (binascii.Error, ValueError):
-        raise ValueError(f"{name} {text[:40]}...: neither an existing file nor valid base64.") from None
+        raise ValueError(f"{name}: neither an existing file nor valid base64.") from None
+
+
+def _shown(text: str) -> str:
+    """A source as messages name it: one line, not too long."""
+    text = text if text.isprintable() and text else repr(text)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def fetch_images(sources):

@@ -43,10 +43,14 @@ class Canvas:
     is_portrait: bool
 
 
-def check_size(height: int, width: int) -> None:
-    """Raise `ValueError` for an image without pixels."""
+def check_size(height: int, width: int, tile_size: int, max_local_views: int = 0) -> None:
+    """Raise `ValueError` for an image without pixels and for options that make no views."""
     if height < 1 or width < 1:
         raise ValueError(f"An image of {width} x {height} pixels has nothing to look at.")
+    if tile_size < 1:
+        raise ValueError(f"Tiles of {tile_size} pixels show nothing; use the vision tower's image size.")
+    if max_local_views < 0:
+        raise ValueError(f"max_local_views={max_local_views} must not be negative; 0 keeps the global view only.")
 
 
 def plan_canvas(
@@ -65,9 +69,10 @@ def plan_canvas(
         The canvas, or None for `max_local_views=0`.
 
     Raises:
-        ValueError: for an image without pixels, or one too thin with `keep_thin_images=False`.
+        ValueError: for an image without pixels, one too thin with `keep_thin_images=False`, or a negative
+            `max_local_views`.
     """
-    check_size(height, width)
+    check_size(height, width, tile_size, max_local_views)
     if max_local_views == 0:
         return None
     is_portrait = width < height
@@ -116,12 +121,13 @@ class GlobalSquare:
 def plan_global_square(height: int, width: int, tile_size: int, keep_thin_images: bool = True) -> GlobalSquare:
     """Place an image on the square that becomes the global view (reference section 1.4).
 
-    A square image is used at its full size, whatever that is, as published.
+    A square image is used at its full size, whatever that is. A large one is therefore decimated with aliasing where
+    one that is not square is shrunk smoothly. This is how the published checkpoints were trained, so it stays.
 
     Raises:
         ValueError: for an image without pixels, or one too thin with `keep_thin_images=False`.
     """
-    check_size(height, width)
+    check_size(height, width, tile_size)
     long_side = max(height, width)
     if height == width:
         return GlobalSquare(long_side, height, width, 0, 0, is_shrunk=False)

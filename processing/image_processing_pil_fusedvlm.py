@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
@@ -17,7 +18,7 @@ from .image_processing_fusedvlm_common import (
     resize_bicubic,
     resize_with_pillow,
 )
-from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb
+from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb, to_usable_array
 from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
 
 if TYPE_CHECKING:  # so that saving copies the other backend's file too
@@ -49,9 +50,8 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         return fetch_images(image_url_or_urls)
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> np.ndarray:
-        """One image as a (3, H, W) array, upright."""
-        if hasattr(image, "convert"):
-            image = to_upright_rgb(image)
+        """One image as a (3, H, W) array: pictures upright and RGB, arrays and tensors of uint8 or float32."""
+        image = to_upright_rgb(image) if isinstance(image, Image.Image) else to_usable_array(image)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def _preprocess(
@@ -72,6 +72,10 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         **kwargs,
     ) -> BatchFeature:
         tile_size = self.check_options(size, max_local_views, global_view)
+        if not images:
+            raise ValueError("There are no images to process.")
+        if global_view == "canvas" and max_local_views == 0:
+            raise ValueError("global_view='canvas' shows the canvas of local views: max_local_views=0 has none.")
 
         def finish(image: np.ndarray) -> torch.Tensor:
             image = self.rescale(image, rescale_factor) if do_rescale else image
@@ -83,12 +87,13 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
             if not do_resize:
                 views.append(finish(image)[None])
                 continue
-            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample)
+            white = WHITE if do_rescale or image.dtype == np.uint8 else 1
+            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
             canvas = None if canvas is None else finish(canvas)
-            if global_view == "canvas" and canvas is not None:
+            if global_view == "canvas":
                 whole = canvas
             else:
-                whole = finish(self._global_square(image, tile_size, keep_thin_images))
+                whole = finish(self._global_square(image, tile_size, keep_thin_images, white))
             parts = [resize_bicubic(whole, tile_size)[None]]
             if canvas is not None:
                 parts.append(cut_tiles(canvas, tile_size))
@@ -99,7 +104,7 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample) -> np.ndarray | None:
+    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample, white) -> np.ndarray | None:
         plan = plan_canvas(*image.shape[-2:], tile_size, max_local_views, keep_thin_images)
         if plan is None:
             return None
@@ -109,14 +114,17 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         target = (width, height) if plan.is_portrait else (height, width)
         resized = resize_with_pillow(source, target, resample)
         resized = resized.transpose(0, 2, 1) if plan.is_portrait else resized
-        white = WHITE if not np.issubdtype(image.dtype, np.floating) else (WHITE if image.max() > 1 else 1.0)
         margins = ((0, 0), (plan.pad_top, plan.pad_bottom), (plan.pad_left, plan.pad_right))
         return np.pad(resized, margins, constant_values=white)
 
-    def _global_square(self, image, tile_size, keep_thin_images) -> np.ndarray:
+    def _global_square(self, image, tile_size, keep_thin_images, white) -> np.ndarray:
         plan = plan_global_square(*image.shape[-2:], tile_size, keep_thin_images)
         if plan.is_shrunk:
-            image = resize_with_pillow(image, (plan.height, plan.width), PILImageResampling.LANCZOS)
+            # In 8 bits even for floats: Lanczos overshoots at edges, and the published code cuts that off in between.
+            is_bytes = image.dtype == np.uint8
+            levels = image if is_bytes else np.rint(image * (WHITE / white)).clip(0, WHITE).astype(np.uint8)
+            levels = resize_with_pillow(levels, (plan.height, plan.width), PILImageResampling.LANCZOS)
+            image = levels if is_bytes else levels.astype(np.float32) * np.float32(white / WHITE)
         right, bottom = plan.side - plan.width - plan.left, plan.side - plan.height - plan.top
         return np.pad(image, ((0, 0), (plan.top, bottom), (plan.left, right)))
 

@@ -84,6 +84,12 @@ def test_no_local_views():
     assert count_views(100, 200, 336, 0) == 1
 
 
-def test_an_image_without_pixels_is_refused():
-    with pytest.raises(ValueError, match="0 x 10 pixels"):
-        plan_canvas(10, 0, 336, 9)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((10, 0, 336, 9), "0 x 10 pixels"), ((10, 10, 336, -1), "max_local_views=-1"), ((10, 10, 0, 9), "Tiles of 0")],
+)
+def test_sizes_and_options_that_make_no_views_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plan_canvas(*arguments)
+    with pytest.raises(ValueError, match=message):
+        count_views(*arguments)
