@@ -1,0 +1,252 @@
+"""What a model card says, as typed facts: *stated* by a person, *measured* by a run of this package, *counted* in files.
+
+A measured fact carries the command, versions, hardware and date of the run it was read from. A counted fact (parameters,
+sizes, trained m) follows from a file alone, so it carries that file's sha256 instead. What nobody stated or measured is
+`None` and is shown as missing.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusedvlm.evaluation.results import Environment, EvaluationResults, Latency, TaskScore
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FACTS_FILE = "facts.yaml"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training data as stated: `id` is a Hub id, other sources have a `url` or neither."""
+
+    name: str
+    license: str | None = None
+    id: str | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.id is not None and not HUB_ID.fullmatch(self.id):
+            raise ValueError(f"Dataset {self.name!r}: id {self.id!r} is not a Hub id like org/name; use url instead.")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task that is registered on the Hub as a benchmark: dataset id and the task id of its eval.yaml."""
+
+    id: str
+    task_id: str
+    metric: str = "score"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedFacts:
+    """What only a person can say. `license` and `llm_license` have no default; None means that nobody stated one.
+
+    Args:
+        license: licence of the variant's weights, as the Hub spells it ("llama2", "apache-2.0", "other", ...).
+        llm_license: licence of the language model inside or behind the variant.
+        license_name, license_link: asked for by the Hub when the licence is "other".
+        vision_license: licence of the vision tower's weights.
+        languages: ISO 639-1 codes.
+        datasets: what it was trained on, each with its licence.
+        benchmarks: task name of the results file -> registered benchmark.
+        intended_use, out_of_scope, limitations, evaluation_notes, citation: prose.
+    """
+
+    license: str | None
+    llm_license: str | None
+    license_name: str | None = None
+    license_link: str | None = None
+    vision_license: str | None = None
+    languages: tuple[str, ...] = ()
+    datasets: tuple[Dataset, ...] = ()
+    benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    intended_use: str | None = None
+    out_of_scope: str | None = None
+    limitations: str | None = None
+    evaluation_notes: str | None = None
+    citation: str | None = None
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any], where: str) -> "StatedFacts":
+        """Read plain data, as from YAML.
+
+        Raises:
+            ValueError: for unknown keys (a misspelt licence must not become a missing one) and wrong types.
+        """
+        known = {entry.name for entry in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}.")
+        data = {"license": None, "llm_license": None, **data}
+        try:
+            datasets = tuple(Dataset(**entry) for entry in data.pop("datasets", None) or ())
+            benchmarks = {name: Benchmark(**entry) for name, entry in (data.pop("benchmarks", None) or {}).items()}
+        except TypeError as error:
+            raise ValueError(f"{where}: {error}") from error
+        languages = tuple(data.pop("languages", None) or ())
+        for name, value in data.items():
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{where}: {name} must be text, not {value!r}.")
+        return cls(**data, languages=languages, datasets=datasets, benchmarks=benchmarks)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A tower: its type, and where it is from. `revision` is a commit."""
+
+    type: str
+    repo: str | None
+    revision: str | None
+    license: str | None = None
+
+    @property
+    def hub_id(self) -> str | None:
+        """The repository on the Hub, None for towers that are published nowhere."""
+        return self.repo if self.repo is not None and HUB_ID.fullmatch(self.repo) else None
+
+
+@dataclass(frozen=True)
+class CountedFacts:
+    """What follows from the variant's own files.
+
+    Args:
+        num_visual_tokens, num_followup_visual_tokens: m and m'.
+        trained_num_visual_tokens: every m the weights were trained with.
+        self_contained: whether the language model's weights are in the repository.
+        parameters: all parameters by group; the groups add up to the model.
+        weight_bytes: size of the safetensors files.
+        sha256: of each file the facts were counted in.
+    """
+
+    num_visual_tokens: int
+    num_followup_visual_tokens: int
+    trained_num_visual_tokens: tuple[int, ...]
+    max_local_views: int
+    image_size: int
+    tokens_per_view: int
+    fuse_question: bool
+    self_contained: bool
+    parameters: Mapping[str, int]
+    weight_bytes: int
+    sha256: Mapping[str, str]
+    vision: Backbone
+    language_model: Backbone
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another variant of the family."""
+
+    num_visual_tokens: int
+    repo_id: str
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything one card says.
+
+    Args:
+        repo_id, tag: the repository the card is for, and the release that its snippets pin.
+        stated, counted: see there.
+        measured: the family's results, or None.
+        control: the same questions with swapped images, or None.
+        training: resolved settings of the run, or None.
+        family: all variants in the order of m, this one included.
+        package_version: version of this package that wrote the card.
+        files: names of licence, training and result files in the repository.
+    """
+
+    repo_id: str
+    tag: str
+    stated: StatedFacts
+    counted: CountedFacts
+    measured: EvaluationResults | None
+    control: EvaluationResults | None
+    training: Mapping[str, Any] | None
+    family: tuple[Neighbour, ...]
+    package_version: str
+    files: tuple[str, ...] = ()
+
+    @property
+    def m(self) -> int:
+        """The variant's number of visual tokens."""
+        return self.counted.num_visual_tokens
+
+    def to_json(self) -> str:
+        """All facts, at full precision."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "CardFacts":
+        """Read what `to_json` wrote. Raises `ValueError` when something is missing."""
+        try:
+            data = json.loads(text)
+            counted = data["counted"]
+            counted["trained_num_visual_tokens"] = tuple(counted["trained_num_visual_tokens"])
+            for role in ("vision", "language_model"):
+                counted[role] = Backbone(**counted[role])
+            return cls(
+                repo_id=data["repo_id"],
+                tag=data["tag"],
+                stated=StatedFacts.from_mapping(data["stated"], "facts.json"),
+                counted=CountedFacts(**counted),
+                measured=_results(data["measured"]),
+                control=_results(data["control"]),
+                training=data["training"],
+                family=tuple(Neighbour(**entry) for entry in data["family"]),
+                package_version=data["package_version"],
+                files=tuple(data["files"]),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"facts.json: not the facts of a card ({error!r}).") from error
+
+
+def _results(data: dict | None) -> EvaluationResults | None:
+    if data is None:
+        return None
+    return EvaluationResults(
+        Environment(**data["environment"]),
+        [TaskScore(**row) for row in data["scores"]],
+        [Latency(**row) for row in data["latencies"]],
+    )
+
+
+def read_stated(path: Path) -> StatedFacts:
+    """Read stated facts from YAML.
+
+    Raises:
+        ValueError: naming the file and what is wrong in it.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: must hold keys and values, found {type(data).__name__}.")
+    return StatedFacts.from_mapping(data, str(path))
+
+
+def find_stated(variant: Path, given: Path | None = None, **overrides: str | None) -> StatedFacts:
+    """Stated facts from the file given, else facts.yaml beside the variant or in it; `overrides` win when not None."""
+    candidates = [given] if given else [variant / FACTS_FILE, variant.parent / FACTS_FILE]
+    found = next((path for path in candidates if path and (given or path.exists())), None)
+    stated = read_stated(found) if found else StatedFacts(license=None, llm_license=None)
+    values = {entry.name: getattr(stated, entry.name) for entry in fields(stated)}
+    return StatedFacts(**{**values, **{name: value for name, value in overrides.items() if value is not None}})
+
+
+def mean_scores(results: EvaluationResults | None) -> dict[int, float]:
+    """Mean over tasks at each m that every task was measured at."""
+    if results is None:
+        return {}
+    by_m: dict[int, dict[str, float]] = {}
+    for score in results.scores:
+        by_m.setdefault(score.num_visual_tokens, {})[score.task] = score.score
+    tasks = {score.task for score in results.scores}
+    return {m: sum(row.values()) / len(row) for m, row in sorted(by_m.items()) if set(row) == tasks}
