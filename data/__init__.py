@@ -1,5 +1,20 @@
-"""Conversation samples: one format, checked."""
+"""From public datasets to one checked, mixed training set: one conversation format, readers, mixtures, filters."""
 
-from .records import answers_per_segment, normalise_sample, text_of
+import importlib
 
-__all__ = ["answers_per_segment", "normalise_sample", "text_of"]
+# Public name -> module that defines it. Loaded on first use: the collators need the records only.
+_PUBLIC = {
+    "Mixture": "mixture",
+    "MixtureEpochs": "mixture",
+    "answers_per_segment": "records",
+    "normalise_sample": "records",
+    "text_of": "records",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
