@@ -7,13 +7,14 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from .arguments import FusedVLMArguments
+from .checkpoints import WholeCheckpoints
 from .collators import ConversationCollator
 from .parameter_groups import describe_groups, group_parameters, select_trainable
 
 logger = logging.get_logger(__name__)
 
 
-class FusedVLMTrainer(Trainer):
+class FusedVLMTrainer(WholeCheckpoints, Trainer):
     """`transformers.Trainer` over conversations. Subclasses name their stage.
 
     Args:

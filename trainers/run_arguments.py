@@ -20,10 +20,6 @@ def _parse_json(value: Any, name: str) -> Any:
         raise ValueError(f"{name} is not JSON ({error}): {value}") from error
 
 
-def _help(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class ModelArguments:
     """The model to train: a saved one, or new from backbones.
@@ -51,25 +47,47 @@ class ModelArguments:
         ValueError: when there is neither a model to start from nor both backbones.
     """
 
-    model_name_or_path: str | None = _help("Stage-1 folder or variant to start from, instead of new from backbones.")
-    model_revision: str | None = _help("Commit, tag or branch of it.")
-    vision: dict[str, Any] | str | None = _help("Vision tower of a new model: repo id, folder, or sizes as JSON.")
-    vision_revision: str | None = _help("Commit, tag or branch of the vision tower.")
-    text: dict[str, Any] | str | None = _help("Frozen LLM of a new model: repo id, folder, or sizes as JSON.")
-    text_revision: str | None = _help("Commit, tag or branch of the LLM.")
-    answer: dict[str, Any] | str | None = _help("CLIP whose text tower reads answers in stage 1, or sizes as JSON.")
-    answer_revision: str | None = _help("Commit, tag or branch of it.")
-    answer_positions: int = _help("Text positions of the answer tower.", 512)
-    query_tokenizer: str | None = _help("Tokenizer of the fusion module; CLIP's BPE by default, or `bytes`.")
-    num_visual_tokens: int = _help("m, visual tokens in front of an image's first question.", 256)
-    num_followup_visual_tokens: int | None = _help("m', visual tokens in front of later questions.")
-    trained_num_visual_tokens: list[int] | None = _help("Every m that is trained; [m] by default.")
-    max_local_views: int = _help("Most local views per image.", 9)
-    fuse_question: bool = _help("Whether the fusion module reads the question.", True)
-    fuser_config: dict[str, Any] | str | None = _help("Sizes of the fusion decoder, as JSON.")
-    attn_implementation: str | None = _help("eager, sdpa or flash_attention_2.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _help("Dtype of the trained weights.", "float32")
-    text_dtype: Literal["float32", "bfloat16", "float16"] | None = _help("Dtype of the frozen LLM.")
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Stage-1 folder or variant to start from, instead of new from backbones."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of it."})
+    vision: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Vision tower of a new model: repo id, folder, or sizes as JSON."}
+    )
+    vision_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the vision tower."})
+    text: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Frozen LLM of a new model: repo id, folder, or sizes as JSON."}
+    )
+    text_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the LLM."})
+    answer: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "CLIP whose text tower reads answers in stage 1, or sizes as JSON."}
+    )
+    answer_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of it."})
+    answer_positions: int = field(default=512, metadata={"help": "Text positions of the answer tower."})
+    query_tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer of the fusion module; CLIP's BPE by default, or `bytes`."}
+    )
+    num_visual_tokens: int = field(
+        default=256, metadata={"help": "m, visual tokens in front of an image's first question."}
+    )
+    num_followup_visual_tokens: int | None = field(
+        default=None, metadata={"help": "m', visual tokens in front of later questions."}
+    )
+    trained_num_visual_tokens: list[int] | None = field(
+        default=None, metadata={"help": "Every m that is trained; [m] by default."}
+    )
+    max_local_views: int = field(default=9, metadata={"help": "Most local views per image."})
+    fuse_question: bool = field(default=True, metadata={"help": "Whether the fusion module reads the question."})
+    fuser_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Sizes of the fusion decoder, as JSON."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa or flash_attention_2."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Dtype of the trained weights."}
+    )
+    text_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Dtype of the frozen LLM."}
+    )
 
     def __post_init__(self):
         for name in ("vision", "text", "answer", "fuser_config"):
@@ -97,11 +115,15 @@ class DataArguments:
         ValueError: for a fraction outside (0, 1], or sources that are not mappings.
     """
 
-    sources: list[dict[str, Any]] | str | None = _help("Sources as JSON: [{type, path, image_folder, weight}, ...].")
-    mixture_seed: int = _help("Seed of the mixture's order.", 0)
-    fraction: float = _help("Share of the data, a random subset.", 1.0)
-    fraction_seed: int = _help("Seed of that subset.", 0)
-    eval_sources: list[dict[str, Any]] | str | None = _help("Sources to evaluate on, as JSON.")
+    sources: list[dict[str, Any]] | str | None = field(
+        default=None, metadata={"help": "Sources as JSON: [{type, path, image_folder, weight}, ...]."}
+    )
+    mixture_seed: int = field(default=0, metadata={"help": "Seed of the mixture's order."})
+    fraction: float = field(default=1.0, metadata={"help": "Share of the data, a random subset."})
+    fraction_seed: int = field(default=0, metadata={"help": "Seed of that subset."})
+    eval_sources: list[dict[str, Any]] | str | None = field(
+        default=None, metadata={"help": "Sources to evaluate on, as JSON."}
+    )
 
     def __post_init__(self):
         for name in ("sources", "eval_sources"):
@@ -127,10 +149,14 @@ class RunArguments:
         torch_compile_modules_backend: their backend.
     """
 
-    global_batch_size: int | None = _help("Samples of one optimizer step over all processes.")
-    resume: str = _help("auto, never, or a checkpoint's path.", "auto")
-    torch_compile_modules: list[str] | None = _help("Modules to compile, e.g. model.vision_tower model.fuser.")
-    torch_compile_modules_backend: str = _help("Backend of torch.compile.", "inductor")
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples of one optimizer step over all processes."}
+    )
+    resume: str = field(default="auto", metadata={"help": "auto, never, or a checkpoint's path."})
+    torch_compile_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules to compile, e.g. model.vision_tower model.fuser."}
+    )
+    torch_compile_modules_backend: str = field(default="inductor", metadata={"help": "Backend of torch.compile."})
 
 
 @dataclass
@@ -145,8 +171,8 @@ class VariantArguments:
         ValueError: for a pair that is not two positive counts, or m' above m.
     """
 
-    pairs: list[list[int]] | str | None = _help("Pairs as JSON: [[m, m'], ...].")
-    fuse_question: str = _help("true, false or both.", "both")
+    pairs: list[list[int]] | str | None = field(default=None, metadata={"help": "Pairs as JSON: [[m, m'], ...]."})
+    fuse_question: str = field(default="both", metadata={"help": "true, false or both."})
 
     def __post_init__(self):
         self.pairs = _parse_json(self.pairs, "variants.pairs")

@@ -1,0 +1,270 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is written under `<output_dir>/.incomplete/`, gets a marker with every file's size and SHA-256, and is then
+renamed to `checkpoint-<step>`. Whoever is killed on the way leaves nothing that looks like a checkpoint, and a folder
+whose files do not match its marker (a full disk, a broken copy) is reported and passed over.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+MARKER = "complete.json"
+STAGING = ".incomplete"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+LOGGING_STATE = "logging_state_{rank}.pt"
+# {part: patterns, one of which must be in a checkpoint that training continues from}
+PARTS = {
+    "model": ("*.safetensors", "pytorch_model*", "global_step*"),
+    "configuration": ("config.json", "adapter_config.json"),
+    "processor": ("processor_config.json",),
+    "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+    "scheduler": ("scheduler.pt", "global_step*"),
+    "random state": ("rng_state*.pth",),
+    "trainer state": ("trainer_state.json",),
+}
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the marker of a folder whose files are all there, and force them to disk.
+
+    The marker: `{"files": {relative path: {"bytes": int, "sha256": str}}}`.
+    """
+    files = {}
+    for path in _files(folder):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        _sync(path)
+    write_atomically(folder / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True))
+    _sync(folder)
+
+
+def problems(folder: Path, contents: bool = True) -> list[str]:
+    """What is wrong with a marked folder; empty when it is whole.
+
+    Args:
+        folder: a checkpoint, or a finished variant.
+        contents: read every file and compare its hash, not only its size.
+    """
+    marker = folder / MARKER
+    if not marker.is_file():
+        return [f"it has no {MARKER}, so it was not written to its end"]
+    try:
+        files = json.loads(marker.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError) as error:
+        return [f"its {MARKER} is damaged ({type(error).__name__})"]
+    found = []
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != facts["bytes"]:
+            found.append(f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}")
+        elif contents and _hash(path) != facts["sha256"]:
+            found.append(f"{name} was changed (its hash differs)")
+    return found
+
+
+def find_last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run; damaged ones are reported and passed over. None when there is none."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        wrong = problems(folder)
+        if not wrong:
+            return folder
+        logger.warning("%s is passed over: %s.", folder, "; ".join(wrong[:3]))
+    return None
+
+
+def require_whole(folder: str | Path) -> Path:
+    """The folder, or a `ValueError` that says what is wrong with it as a checkpoint."""
+    folder = Path(folder)
+    wrong = problems(folder) if folder.is_dir() else ["there is no such folder"]
+    if wrong:
+        raise ValueError(f"{folder} is not a whole checkpoint: {'; '.join(wrong[:3])}. Give another, or none.")
+    return folder
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `target`, with a marker, only when the block ends well."""
+    staging = target.parent / STAGING / target.name
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    yield staging
+    mark_complete(staging)
+    publish(staging, target)
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Rename a complete folder to its name; an older one of that name is moved aside first and then removed."""
+    old = staging.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    if not any(staging.parent.iterdir()):
+        staging.parent.rmdir()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old text or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class WholeCheckpoints:
+    """Mixin in front of `transformers.Trainer`: its checkpoints appear under their name when they are whole.
+
+    What was summed up for the next log line is saved too, so that a resumed run logs the same means.
+    """
+
+    _staging: Path | None = None
+    _is_resuming_from: Path | None = None
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """As `Trainer.train`; True resumes from the newest whole checkpoint, and a damaged one is refused.
+
+        Raises:
+            ValueError: when the checkpoint asked for is damaged, or True finds none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
+        elif resume_from_checkpoint:
+            require_whole(resume_from_checkpoint)
+        self._is_resuming_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        restore = _RestoreLogging(self)
+        self.add_callback(restore)
+        try:
+            path = str(resume_from_checkpoint) if resume_from_checkpoint else None
+            return super().train(resume_from_checkpoint=path, **kwargs)
+        finally:
+            self.remove_callback(restore)
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Trainer's own saving, under a temporary name, then checked, marked and renamed."""
+        run_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staging = run_dir / STAGING
+        if self.args.should_save:
+            shutil.rmtree(staging / name, ignore_errors=True)  # what a killed run left
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+            self._save_logging_state(staging / name)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._name_best_checkpoint(run_dir, staging / name)
+            if not self.args.save_only_model:
+                _require_parts(staging / name, self.processing_class is not None)
+            mark_complete(staging / name)
+            publish(staging / name, run_dir / name)
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(run_dir / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not yet: the folder is renamed first."""
+
+    def _name_best_checkpoint(self, run_dir: Path, folder: Path) -> None:
+        """Trainer looked for the best checkpoint beside the one being written; it lies beside the finished ones."""
+        if not self.state.best_global_step:
+            return
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir() or best.name == folder.name:
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _save_logging_state(self, folder: Path) -> None:
+        if self.args.save_only_model:
+            return
+        state = {
+            "loss": self._tr_loss,
+            "last_logged": self._globalstep_last_logged,
+            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+        }
+        torch.save(state, folder / LOGGING_STATE.format(rank=self.args.process_index))
+
+    def restore_logging_state(self) -> None:
+        """Continue the sums of the log line that was under way when the checkpoint was written."""
+        if self._is_resuming_from is None:
+            return
+        path = self._is_resuming_from / LOGGING_STATE.format(rank=self.args.process_index)
+        if not path.is_file():  # another number of processes, or weights only
+            return
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self._tr_loss, self._globalstep_last_logged = state["loss"], state["last_logged"]
+        for mode, values in state["metrics"].items():
+            self._metrics[mode].update(values)
+
+
+class _RestoreLogging(TrainerCallback):
+    """Trainer resets its sums when training begins; this is the first moment after that."""
+
+    def __init__(self, trainer: WholeCheckpoints):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Put the sums back."""
+        self.trainer.restore_logging_state()
+
+
+def _require_parts(folder: Path, with_processor: bool) -> None:
+    missing = [
+        part
+        for part, patterns in PARTS.items()
+        if not any(True for pattern in patterns for _ in folder.glob(pattern))
+        and (with_processor or part != "processor")
+    ]
+    if missing:
+        raise RuntimeError(f"The checkpoint {folder.name} was written without its {', '.join(missing)}.")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
