@@ -234,6 +234,13 @@ def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
     return logits
 
 
+def labelled_states(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L, H) states and (B, L) labels to the (n, H) states that predict a labelled token, and those n tokens."""
+    following = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    is_labelled = following != -100
+    return hidden_states[is_labelled], following[is_labelled]
+
+
 class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin):
     """The model that answers: `FusedVLMModel` with the LLM's head."""
 
@@ -389,12 +396,14 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict | None = None,
+        labelled_logits_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusedVLMCausalLMOutputWithPast:
         """Prompt (B, L) and images to logits (B, L, vocabulary), with a loss when `labels` (B, L) are given.
 
         Labels are aligned with `input_ids` (the shift happens inside), -100 where nothing is to be learned. Image
-        arguments as in `FusedVLMFusionModel.fuse`.
+        arguments as in `FusedVLMFusionModel.fuse`. With `labelled_logits_only` logits are
+        (labelled tokens, vocabulary), row after row: all that a loss needs, and mostly much smaller.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -416,8 +425,11 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
+        if labelled_logits_only:
+            hidden_states, kwargs["shift_labels"] = labelled_states(hidden_states, labels)
+            logits_to_keep = 0
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = scale_logits(self.lm_head(hidden_states[:, keep, :]), self.config.text_config)
+        logits = scale_logits(self.lm_head(hidden_states[..., keep, :]), self.config.text_config)
         loss = None
         if labels is not None:
             loss = self.loss_function(

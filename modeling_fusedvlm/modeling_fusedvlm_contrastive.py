@@ -100,9 +100,14 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
     ) -> FusedVLMContrastiveOutput:
         """Image arguments as in `FusedVLMFusionModel.fuse`; one answer per segment, in segment order.
 
+        Without images there are no pairs: the outputs have no rows and the loss is zero, but every parameter still gets
+        a gradient (of zeros), so that a data-parallel rank without images does not keep the others waiting.
+
         Raises:
             ValueError: when the numbers of questions and answers differ.
         """
+        if pixel_values is None and view_features is None:
+            return self._without_pairs(return_loss)
         fused, _ = self.model.fuse(
             pixel_values=pixel_values,
             image_num_views=image_num_views,
@@ -119,7 +124,18 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         eos_states = torch.stack([states[-1] for states in fused.segment_states])
         image_embeds = nn.functional.normalize(self.image_projection(eos_states), dim=-1)
         answer_embeds = self.get_answer_embeds(answer_input_ids, answer_attention_mask)
-        query_states = torch.cat(fused.segment_states)
+        return self._output(image_embeds, answer_embeds, torch.cat(fused.segment_states), return_loss)
+
+    def _without_pairs(self, return_loss: bool | None) -> FusedVLMContrastiveOutput:
+        """Outputs without rows that depend on every parameter, from one blank view and one empty answer."""
+        size = self.config.vision_config.image_size
+        fused, _ = self.model.fuse(torch.zeros(1, 3, size, size, device=self.device), num_visual_tokens=1)
+        states = fused.segment_states[0]
+        answer = torch.full((1, 1), self.config.answer_config.eos_token_id, device=self.device)
+        image_embeds, answer_embeds = self.image_projection(states), self.get_answer_embeds(answer, answer * 0 + 1)
+        return self._output(image_embeds[:0], answer_embeds[:0], states[:0], return_loss)
+
+    def _output(self, image_embeds, answer_embeds, query_states, return_loss) -> FusedVLMContrastiveOutput:
         output = FusedVLMContrastiveOutput(
             logits_per_image=image_embeds @ answer_embeds.T,
             logit_scale=self.logit_scale.exp(),

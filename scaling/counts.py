@@ -130,12 +130,7 @@ def count_flops(
             f"question_tokens={question_tokens}: need at least one visual token and view, and no negative length."
         )
     s, share = shapes, 0.5 if skip_masked else 1.0
-    view = (
-        2 * s.vision_linear * s.vision_tokens
-        + 4 * s.vision_layers * s.vision_width * s.vision_tokens**2
-        + s.patch_flops
-        + s.merge_flops
-    )
+    view = _view_flops(s)
     row = num_views * s.view_tokens + question_tokens + num_visual_tokens
     fusion = 2 * s.fusion_linear * row + share * 4 * s.fusion_layers * s.fusion_width * row**2
     prompt = num_visual_tokens + text_tokens
@@ -148,9 +143,49 @@ def count_flops(
     )
 
 
+def count_training_flops(
+    shapes: Shapes,
+    num_views: int,
+    fusion_lengths: list[int],
+    prompt_lengths: list[int],
+    num_visual_tokens: int,
+    num_labels: int,
+    vision_learns: bool = True,
+) -> float:
+    """Model FLOPs of a training step over one batch, forward and backward, nothing recomputed.
+
+    A product's backward costs two forwards, one for its input and one for its weights; the frozen LLM has no use for
+    the latter. Causal attention counts as its lower triangle.
+
+    Args:
+        shapes: from `read_shapes`.
+        num_views: views of the batch; 0 when their features are cached.
+        fusion_lengths: positions of each image's row in the fusion decoder: views, questions and queries.
+        prompt_lengths: tokens of each prompt in the LLM; none in stage 1.
+        num_visual_tokens: of the batch, for the projection.
+        num_labels: positions whose logits are computed.
+        vision_learns: whether the backward pass reaches the vision tower.
+    """
+    s = shapes
+    view = _view_flops(s)
+    squares = sum(length**2 for length in fusion_lengths)
+    fusion = 2 * s.fusion_linear * sum(fusion_lengths) + 2 * s.fusion_layers * s.fusion_width * squares
+    projection = 2 * s.projection_linear * num_visual_tokens
+    llm_products = 2 * s.llm_linear * sum(prompt_lengths) + 2 * s.llm_head * num_labels
+    llm_attention = 2 * s.llm_layers * s.llm_width * sum(length**2 for length in prompt_lengths)
+    vision = (3 if vision_learns else 1) * num_views * view
+    return float(vision + 3 * (fusion + projection) + 2 * llm_products + 3 * llm_attention)
+
+
 def kv_cache_bytes(shapes: Shapes, num_tokens: int, bytes_per_number: int = 2) -> int:
     """Bytes of the LLM's key-value cache for `num_tokens` of one sequence, keys and values, all layers."""
     return 2 * shapes.llm_layers * shapes.llm_kv_width * num_tokens * bytes_per_number
+
+
+def _view_flops(s: Shapes) -> int:
+    """Forward FLOPs of the vision tower and the merge on one view."""
+    attention = 4 * s.vision_layers * s.vision_width * s.vision_tokens**2
+    return 2 * s.vision_linear * s.vision_tokens + attention + s.patch_flops + s.merge_flops
 
 
 def _count(module: nn.Module) -> int:

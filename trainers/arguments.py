@@ -15,12 +15,22 @@ class FusedVLMArguments(TrainingArguments):
         freeze: module prefixes to keep fixed beside the LLM, e.g. `model.vision_tower.`.
         vision_learning_rate: learning rate of the vision tower; the common one when not given.
 
+    > Parameters that control what is watched and measured
+
+        watch_steps: every so many steps, beside every save and the end, make sure that frozen weights did not change.
+            Gradients are looked at in every step: present for all that learns in the first, finite in all.
+        peak_tflops: dense peak of one device in the training precision, for MFU; known for common accelerators.
+
     > Parameters that control the training (as in `TrainingArguments`, with the paper's values)
     """
 
     freeze: list[str] = field(default_factory=list, metadata={"help": "Module prefixes to keep fixed."})
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision tower; by default the common one."}
+    )
+    watch_steps: int = field(default=500, metadata={"help": "Look at the frozen weights every so many steps."})
+    peak_tflops: float | None = field(
+        default=None, metadata={"help": "Dense peak TFLOP/s of one device, for MFU; known for common accelerators."}
     )
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
@@ -37,6 +47,10 @@ class FusedVLMArguments(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images and messages; leave it off.")
+        if self.watch_steps < 1:
+            raise ValueError(f"watch_steps={self.watch_steps} must be at least 1.")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops={self.peak_tflops} must be positive, e.g. 312 for an A100 in bf16.")
 
 
 @dataclass
@@ -45,13 +59,9 @@ class ContrastiveArguments(FusedVLMArguments):
 
     Args:
         identity_loss_weight: weight of the identity part against the contrastive part.
-        local_loss: compute each rank's rows of the global logits only (open_clip).
-        gather_with_grad: let gradients flow through gathered features (open_clip).
     """
 
     identity_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the identity loss."})
-    local_loss: bool = field(default=False, metadata={"help": "Each rank computes only its rows of the logits."})
-    gather_with_grad: bool = field(default=True, metadata={"help": "Gradients flow through gathered features."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a fraction of all steps."})
     max_steps: int = field(default=1000, metadata={"help": "Number of steps."})
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation reports losses only."})
@@ -73,7 +83,11 @@ class GenerationArguments(FusedVLMArguments):
         elastic_warmup_fraction: during this first fraction of the steps only counts of at least
             `elastic_warmup_minimum` are drawn.
         elastic_warmup_minimum: see above.
-        elastic_seed: seed of the draw; it depends on nothing else but the step.
+        elastic_per_sample: draw an m for every sample rather than one for the whole step on all ranks.
+        elastic_seed: seed of the draw; it depends on nothing else but the step (per sample also on rank and batch).
+        distillation_weight: weight of self-distillation: KL divergence from the same weights' answer distribution at
+            the largest m, which are not changed by it. Costs a forward pass at the largest m per step. 0 is off.
+        distillation_temperature: softens both distributions; the divergence is multiplied by its square.
     """
 
     elastic_num_visual_tokens: list[int] | None = field(
@@ -84,6 +98,11 @@ class GenerationArguments(FusedVLMArguments):
     )
     elastic_warmup_fraction: float = field(default=0.0, metadata={"help": "Fraction of steps with large m only."})
     elastic_warmup_minimum: int = field(default=1, metadata={"help": "Smallest m during that fraction."})
+    elastic_per_sample: bool = field(default=False, metadata={"help": "Draw an m for every sample, not every step."})
+    distillation_weight: float = field(
+        default=0.0, metadata={"help": "Weight of self-distillation from the largest m; 0 is off."}
+    )
+    distillation_temperature: float = field(default=1.0, metadata={"help": "Softens both distributions."})
     elastic_seed: int = field(default=0, metadata={"help": "Seed of the draw of m."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps, or a fraction of all steps."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the data."})
@@ -92,7 +111,17 @@ class GenerationArguments(FusedVLMArguments):
     def __post_init__(self):
         super().__post_init__()
         choices = self.elastic_num_visual_tokens
+        if self.distillation_weight < 0 or self.distillation_temperature <= 0:
+            raise ValueError(
+                f"distillation_weight={self.distillation_weight} must not be negative and distillation_temperature="
+                f"{self.distillation_temperature} must be positive."
+            )
         if choices is None:
+            if self.elastic_per_sample or self.distillation_weight:
+                raise ValueError(
+                    "elastic_per_sample and distillation_weight need several m: set elastic_num_visual_tokens, "
+                    "e.g. 1 8 64 256."
+                )
             return
         if not choices or min(choices) < 1:
             raise ValueError(f"elastic_num_visual_tokens must be positive counts, got {choices}.")

@@ -1,15 +1,20 @@
 """What both trainers share: who learns, metrics between logs, losses that must stay finite."""
 
+import json
 from collections import defaultdict
+from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.utils import logging
 
 from .arguments import FusedVLMArguments
+from .callbacks import WeightWatch
 from .checkpoints import WholeCheckpoints
-from .collators import ConversationCollator
+from .collators import ConversationCollator, decode_ids
 from .parameter_groups import describe_groups, group_parameters, select_trainable
+from .throughput import Throughput
 
 logger = logging.get_logger(__name__)
 
@@ -17,13 +22,16 @@ logger = logging.get_logger(__name__)
 class FusedVLMTrainer(WholeCheckpoints, Trainer):
     """`transformers.Trainer` over conversations. Subclasses name their stage.
 
+    Logged beside the loss: tokens, images and model FLOPs per second over all ranks, and MFU where the device's peak is
+    known.
+
     Args:
         processing_class: the `FusedVLMProcessor`; saved with every checkpoint.
         data_collator: by default a `ConversationCollator` for the stage.
         kwargs: as in `transformers.Trainer`.
 
     Raises:
-        ValueError: when no processor is given and no collator either.
+        ValueError: when no processor is given and no collator either, or one process sees several GPUs.
     """
 
     stage: str
@@ -34,11 +42,20 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             if processing_class is None:
                 raise ValueError("Give processing_class (the FusedVLMProcessor) or a data_collator.")
             data_collator = self.default_collator(processing_class, args, model)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs, and packed image inputs cannot be split among them by row: start "
+                "one process per GPU (accelerate launch, torchrun), or show one (CUDA_VISIBLE_DEVICES=0)."
+            )
         self.trainable_names = select_trainable(model, self.stage, tuple(args.freeze))
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
         )
-        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        # {mode: {metric: [sum of weighted values, sum of weights]}}
+        self._metrics: dict[str, dict[str, list]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self.throughput = Throughput(model, self.trainable_names, args.peak_tflops)
+        self.add_callback(self.throughput)
+        self.add_callback(WeightWatch(self.trainable_names, args.watch_steps))
 
     def default_collator(self, processor, args: FusedVLMArguments, model) -> ConversationCollator:
         """Collator of the stage."""
@@ -62,26 +79,56 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             )
         return self.optimizer
 
-    def record(self, **values: float | torch.Tensor) -> None:
-        """Remember metrics of this step; their means are logged."""
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The stage's loss; a value that is not finite stops the run before it reaches the weights."""
+        inputs = dict(inputs)
+        ids = inputs.pop("sample_ids", None)
+        result = self.stage_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        if not torch.isfinite(loss):
+            self._stop_at(loss, ids, inputs)
+        return result
+
+    def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
+        """As `Trainer.compute_loss`."""
+        raise NotImplementedError
+
+    def record(self, weight: float | torch.Tensor = 1.0, **values: float | torch.Tensor) -> None:
+        """Remember metrics of this batch; their weighted means over batches and ranks are logged."""
         store = self._metrics["train" if self.model.training else "eval"]
         for name, value in values.items():
-            store[name].append(float(value.detach()) if isinstance(value, torch.Tensor) else float(value))
-
-    def require_finite(self, loss: torch.Tensor) -> None:
-        """Stop on a loss that is not finite, before it reaches the weights."""
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The loss is {loss.item()} at step {self.state.global_step}; the weights before this step are "
-                "unharmed. Lower the learning rate or look at this batch."
-            )
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            total = store[name] or [0.0, 0.0]
+            store[name] = [total[0] + value * weight, total[1] + weight]  # tensors stay on their device until logged
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Add the means of the recorded metrics."""
+        """Add the means of the recorded metrics, over all ranks."""
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
         prefix = "eval_" if mode == "eval" else ""
-        for name, values in self._metrics[mode].items():
-            if values:
-                logs[f"{prefix}{name}"] = sum(values) / len(values)
+        own = {name: [float(part) for part in pair] for name, pair in self._metrics[mode].items()}
+        ranks = gather_object([own]) if self.args.world_size > 1 else [own]
+        for name in dict.fromkeys(name for rank in ranks for name in rank):
+            totals, weights = zip(*(rank[name] for rank in ranks if name in rank), strict=True)
+            logs[f"{prefix}{name}"] = sum(totals) / sum(weights)
         self._metrics[mode].clear()
+        if "loss" in logs:
+            logs.update(self.throughput.rates())
         super().log(logs, *args, **kwargs)
+
+    def _stop_at(self, loss: torch.Tensor, ids: torch.Tensor | None, inputs: dict) -> None:
+        """Write down the batch whose loss is not finite, and stop."""
+        step, rank = self.state.global_step, self.args.process_index
+        record = {"step": step, "rank": rank, "loss": str(loss.item()), "ids": None if ids is None else decode_ids(ids)}
+        if self.processing_class is not None and "input_ids" in inputs:
+            rows = [row[kept.bool()] for row, kept in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+            record["prompts"] = self.processing_class.tokenizer.batch_decode(rows)
+        path = Path(self.args.output_dir) / f"nonfinite_step{step}_rank{rank}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        named = f" (samples {', '.join(record['ids'])})" if record["ids"] and any(record["ids"]) else ""
+        raise ValueError(
+            f"The loss is {loss.item()} at step {step}{named}; the weights before this step are unharmed. The batch is "
+            f"in {path}; look at it, or lower the learning rate ({self._get_learning_rate():g} now)."
+            if self.model.training
+            else f"The loss is {loss.item()} in evaluation after step {step}{named}; the batch is in {path}."
+        )

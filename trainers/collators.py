@@ -19,6 +19,8 @@ class ConversationCollator:
         num_visual_tokens, num_followup_visual_tokens: m and m'; by default the processor's.
         with_answers: also tokenise each question's answer for the answer tower of stage 1.
         max_answer_length: tokens of an answer, eos included; longer ones are cut in front of the eos.
+        with_ids: also return `sample_ids` (B, bytes), the samples' "id" entries; our trainers name them when a loss is
+            not finite, other trainers would hand them to the model.
 
     Raises:
         ValueError: on call, naming the sample that is malformed.
@@ -31,12 +33,14 @@ class ConversationCollator:
         num_followup_visual_tokens: int | None = None,
         with_answers: bool = False,
         max_answer_length: int = 77,
+        with_ids: bool = False,
     ):
         self.processor = processor
         self.num_visual_tokens = num_visual_tokens
         self.num_followup_visual_tokens = num_followup_visual_tokens
         self.with_answers = with_answers
         self.max_answer_length = max_answer_length
+        self.with_ids = with_ids
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples to tensors; keys as in the processor's layout, plus `labels` (B, L)."""
@@ -59,6 +63,8 @@ class ConversationCollator:
             batch = dict(self.processor(images=images if any(images) else None, **kwargs))
         is_answer = batch.pop("assistant_masks").bool()
         batch["labels"] = torch.where(is_answer, batch["input_ids"], IGNORED)
+        if self.with_ids:
+            batch["sample_ids"] = encode_ids([sample.get("id", "") for sample in samples])
         if self.with_answers:
             batch.update(self._tokenise_answers(checked))
         return batch
@@ -76,8 +82,9 @@ class ConversationCollator:
         """Answers in segment order, each ended by an eos, right-padded (reference section 5)."""
         tokenizer = self.processor.query_tokenizer
         answers = [answer for sample in samples for answer in answers_per_segment(sample["messages"])]
-        if not answers:
-            raise ValueError("Stage 1 needs images: no sample of this batch has one.")
+        if not answers:  # a batch without images has no pairs; other ranks may have some
+            nothing = torch.zeros(0, 1, dtype=torch.long)
+            return {"answer_input_ids": nothing, "answer_attention_mask": nothing}
         encoded = tokenizer(answers, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         rows = [torch.tensor([*ids[: self.max_answer_length - 1], tokenizer.eos_token_id]) for ids in encoded]
         pad = torch.nn.utils.rnn.pad_sequence
@@ -85,3 +92,14 @@ class ConversationCollator:
             "answer_input_ids": pad(rows, batch_first=True, padding_value=tokenizer.eos_token_id),
             "answer_attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
         }
+
+
+def encode_ids(ids: list) -> torch.Tensor:
+    """Ids of any type as (B, bytes) UTF-8 text, padded with zeros: tensors are all that loaders and ranks exchange."""
+    rows = [torch.frombuffer(bytearray(str(one).encode() or b"\0"), dtype=torch.uint8) for one in ids]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def decode_ids(ids: torch.Tensor) -> list[str]:
+    """What `encode_ids` was given, as text."""
+    return [bytes(row.tolist()).rstrip(b"\0").decode() for row in ids]

@@ -1,19 +1,21 @@
 """Stage 1: the eos state of a question about an image against its answer, and query states that stay apart."""
 
 import torch
-from open_clip.loss import ClipLoss
 
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import identity_loss
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss
 
 from .base import FusedVLMTrainer
 from .collators import ConversationCollator
+from .distributed import gather_rows
 
 
 class ContrastiveTrainer(FusedVLMTrainer):
     """Train `FusedVLMForContrastiveLearning`: symmetric cross-entropy over eos pairs + identity loss.
 
-    The contrastive part is open_clip's loss, over the pairs of all ranks. Logged: both parts of the loss and the share
-    of questions whose own answer is the nearest of the batch (`retrieval_at_1`).
+    Both parts are those of the global batch: over the pairs, and over the query states, of all ranks. Ranks may differ
+    in their numbers of pairs, or have none. Under gradient accumulation each micro-batch is a batch of its own, and
+    their losses are averaged. Logged: both parts, and the share of questions whose own answer is the nearest of the
+    global batch (`retrieval_at_1`).
     """
 
     stage = "contrastive"
@@ -22,36 +24,36 @@ class ContrastiveTrainer(FusedVLMTrainer):
         super().__init__(*args, **kwargs)
         # The loss is a mean over pairs of a batch, not a sum over tokens: Trainer must average micro-batches itself.
         self.model_accepts_loss_kwargs = False
-        self.clip_loss = ClipLoss(
-            local_loss=self.args.local_loss,
-            gather_with_grad=self.args.gather_with_grad,
-            cache_labels=False,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
 
     def default_collator(self, processor, args, model) -> ConversationCollator:
         """Collator that also tokenises the answers."""
         return ConversationCollator(
-            processor, with_answers=True, max_answer_length=model.config.answer_config.max_position_embeddings
+            processor,
+            with_answers=True,
+            max_answer_length=model.config.answer_config.max_position_embeddings,
+            with_ids=True,
         )
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
         """Contrastive part + `identity_loss_weight` x identity part (reference section 5)."""
-        inputs = {
-            name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask", "labels")
-        }
-        outputs = model(**inputs)
-        contrastive = self.clip_loss(outputs.image_embeds, outputs.answer_embeds, outputs.logit_scale)
-        identity = identity_loss(outputs.query_states)
+        texts = ("input_ids", "attention_mask", "labels")
+        outputs = model(**{name: value for name, value in inputs.items() if name not in texts})
+        # In evaluation ranks may see different numbers of batches, so each looks at its own.
+        gather = gather_rows if self.model.training else lambda rows: rows
+        images, answers = gather(outputs.image_embeds), gather(outputs.answer_embeds)
+        contrastive = contrastive_loss(images, answers, outputs.logit_scale)
+        identity = identity_loss(outputs.query_states, across_processes=self.model.training)
         loss = contrastive + self.args.identity_loss_weight * identity
-        self.require_finite(loss)
-        with torch.no_grad():
-            nearest = outputs.logits_per_image.argmax(-1)
-            own = torch.arange(len(nearest), device=nearest.device)
-            self.record(
-                contrastive_loss=contrastive,
-                identity_loss=identity,
-                retrieval_at_1=(nearest == own).float().mean(),
-            )
+        self.record(contrastive_loss=contrastive, identity_loss=identity)
+        if len(images):
+            self.record(len(images), retrieval_at_1=retrieval_at_1(images, answers))
+        if self.model.training:
+            self.throughput.count(inputs, answers=inputs["answer_attention_mask"])
         return (loss, outputs) if return_outputs else loss
+
+
+@torch.no_grad()
+def retrieval_at_1(image_embeds: torch.Tensor, answer_embeds: torch.Tensor) -> torch.Tensor:
+    """Share of the (G, D) questions whose own answer, the k-th for the k-th, has the largest cosine."""
+    nearest = (image_embeds @ answer_embeds.T).argmax(-1)
+    return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()

@@ -24,12 +24,28 @@ def draw_num_visual_tokens(
     return int(generator.choice(np.asarray(choices), p=probabilities))
 
 
-def shrink_visual_tokens(batch: dict, num_visual_tokens: int, image_token_id: int, pad_token_id: int) -> dict:
+def draw_per_sample(
+    choices: Sequence[int],
+    num_samples: int,
+    step: int,
+    seed: int,
+    rank: int = 0,
+    micro_batch: int = 0,
+    probabilities: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """(num_samples,) the m of every sample of a batch; depends on nothing but (seed, step, rank, micro-batch)."""
+    generator = np.random.default_rng([seed, step, rank, micro_batch])
+    return torch.from_numpy(generator.choice(np.asarray(choices), num_samples, p=probabilities))
+
+
+def shrink_visual_tokens(
+    batch: dict, num_visual_tokens: int | torch.Tensor, image_token_id: int, pad_token_id: int
+) -> dict:
     """The same batch with at most `num_visual_tokens` visual tokens for every segment.
 
     Args:
         batch: right-padded, as `ConversationCollator` builds it; `num_visual_tokens` (G,) image-major.
-        num_visual_tokens: m of this step; segments that have fewer keep what they have.
+        num_visual_tokens: m of this step, or (B,) of each sample; segments that have fewer keep what they have.
         image_token_id, pad_token_id: ids in the LLM's vocabulary.
 
     Returns:
@@ -38,7 +54,11 @@ def shrink_visual_tokens(batch: dict, num_visual_tokens: int, image_token_id: in
     if "num_visual_tokens" not in batch:
         return batch
     old = batch["num_visual_tokens"]
-    new = old.clamp(max=num_visual_tokens)
+    if isinstance(num_visual_tokens, torch.Tensor):
+        num_visual_tokens = num_visual_tokens[sample_of_segment(batch)].to(old)
+    else:
+        num_visual_tokens = torch.full_like(old, num_visual_tokens)
+    new = torch.minimum(old, num_visual_tokens)
     keep_in_order = _placeholders_to_keep(batch, old, new)
     is_placeholder = batch["input_ids"] == image_token_id
     keep = torch.ones_like(is_placeholder)
@@ -53,11 +73,16 @@ def shrink_visual_tokens(batch: dict, num_visual_tokens: int, image_token_id: in
     return result
 
 
+def sample_of_segment(batch: dict) -> torch.Tensor:
+    """(G,) the number of the sample each segment belongs to."""
+    samples = torch.arange(len(batch["sample_num_images"])).repeat_interleave(batch["sample_num_images"].cpu())
+    return samples.repeat_interleave(batch["image_num_questions"].cpu())
+
+
 def _placeholders_to_keep(batch: dict, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """(placeholders of the batch in prompt order,) bool: the first `new` of every segment's `old`."""
-    sample_of_image = np.repeat(np.arange(len(batch["sample_num_images"])), batch["sample_num_images"].cpu())
-    image_of_segment = np.repeat(np.arange(len(batch["image_num_questions"])), batch["image_num_questions"].cpu())
-    turns = batch["question_turns"].cpu().numpy()
-    order = np.lexsort((image_of_segment, turns, sample_of_image[image_of_segment]))
-    parts = [torch.arange(int(old[g])) < int(new[g]) for g in order]
+    turns, samples = batch["question_turns"].cpu().numpy(), sample_of_segment(batch).numpy()
+    order = np.lexsort((np.arange(len(turns)), turns, samples))  # prompts show a turn's images in image order
+    old_counts, new_counts = old.tolist(), new.tolist()
+    parts = [torch.arange(old_counts[g]) < new_counts[g] for g in order]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)

@@ -1,0 +1,41 @@
+"""Rows of all ranks for losses over the global batch; ranks may have different numbers of them, or none."""
+
+import torch
+from torch import distributed
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of every rank, in rank order.
+
+    A loss that every rank computes from all of them is the global loss, and what flows back to a rank's own rows is
+    their whole gradient; it is multiplied by the number of ranks, so that data parallelism's mean over ranks leaves it
+    as it is. The other ranks' rows are constants.
+
+    Args:
+        rows: (N_rank, d).
+
+    Returns:
+        (N of all ranks, d); the argument itself on one process.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return rows
+    ranks, rank = distributed.get_world_size(), distributed.get_rank()
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(ranks)]
+    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    longest = int(max(counts))
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows.detach()
+    gathered = [torch.empty_like(padded) for _ in range(ranks)]
+    distributed.all_gather(gathered, padded)
+    parts = [part[: int(count)] for part, count in zip(gathered, counts, strict=True)]
+    parts[rank] = rows + (ranks - 1) * (rows - rows.detach())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a scalar over ranks, the same everywhere; the argument itself on one process."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return value
+    value = value.detach().clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()
