@@ -49,8 +49,8 @@ class Fault:
         number: which of the coming requests is hit, counted from 1; only those `matching` count.
         kind: "status" answers `at` without doing anything; "drop" closes the connection before reading the body;
             "cut_body" closes it after `at` bytes of the body; "lost_answer" does what was asked, then closes it;
-            "cut_answer" closes it after `at` bytes of the answer; "kill_*" the same with SIGKILL to `victim`;
-            "html" answers 200 with a page of HTML.
+            "cut_answer" closes it after `at` bytes of the answer; "stall" sends nothing for `at` milliseconds, then closes
+            it; "kill_*" the same with SIGKILL to `victim`; "html" answers 200 with a page of HTML.
         times: how many matching requests in a row are hit.
     """
 
@@ -182,10 +182,11 @@ class Handler(BaseHTTPRequestHandler):
             self.fault = None
             self.answer(200, b"<html>gateway</html>", {"Content-Type": "text/html"})
             raise Cut
-        kinds = {"before": ("drop",), "body": ("cut_body",), "after": ("lost_answer",), "answer": ("cut_answer",)}[
-            moment
-        ]
-        if fault.kind.removeprefix("kill_") in kinds:
+        if moment == "before" and fault.kind == "stall":
+            threading.Event().wait(fault.at / 1000)  # tests replace time.sleep
+            raise Cut
+        kind = {"before": "drop", "body": "cut_body", "after": "lost_answer", "answer": "cut_answer"}[moment]
+        if fault.kind.removeprefix("kill_") == kind:
             if fault.kind.startswith("kill_"):
                 os.kill(fault.victim, signal.SIGKILL)
             raise Cut
@@ -259,9 +260,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.user["role"] != "write" or not self.server.store.owns(self.user, namespace):
             raise Problem(403, "Forbidden: you must use a write token to upload to a repository.")
 
-    def writable(self, repo_id: str) -> Repo:
+    def writable(self, repo_id: str, rev: str = "") -> Repo:
+        """The repository, if this user may write to it; to propose something, reading it is enough."""
         repo = self.readable(repo_id)
-        self.may_write(repo.id.split("/")[0])
+        proposed = "create_pr" in self.query or rev.startswith("refs/pr/")
+        owner = self.user["name"] if proposed and self.user else repo.id.split("/")[0]
+        self.may_write(owner)
         return repo
 
     @staticmethod
@@ -324,7 +328,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", "/api/models/{id}/preupload/{rev}")
     def preupload(self, repo: str, rev: str):
-        found = self.writable(repo)
+        found = self.writable(repo, rev)
         present = self.commit_of(found, rev).files
         rows = []
         for file in self.json()["files"]:
@@ -338,14 +342,15 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", "/api/models/{id}/xet-(?P<kind>write|read)-token/{rev}")
     def xet_token(self, repo: str, rev: str, kind: str):
-        self.writable(repo) if kind == "write" else self.readable(repo)
+        self.writable(repo, rev) if kind == "write" else self.readable(repo)
         expires, address = int(time.time()) + 3600, f"local://{self.server.store.xet_folder}"
         headers = {"X-Xet-Access-Token": "x", "X-Xet-Token-Expiration": expires, "X-Xet-Cas-Url": address}
         return 200, {"accessToken": "x", "exp": expires, "casUrl": address}, headers
 
     @route("POST", "/{id}.git/info/lfs/objects/batch")
     def lfs_batch(self, repo: str):
-        self.writable(repo)
+        self.readable(repo)
+        self.may_write(self.user["name"] if self.user else "")
         rows = []
         for entry in self.json()["objects"]:
             oid, size = entry["oid"], entry["size"]
@@ -395,7 +400,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", "/api/models/{id}/commit/{rev}")
     def commit(self, repo: str, rev: str):
-        found = self.writable(repo)
+        found = self.writable(repo, rev)
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
         header = next(line["value"] for line in lines if line["key"] == "header")
         if rev not in found.branches:
@@ -410,10 +415,16 @@ class Handler(BaseHTTPRequestHandler):
         card = files.get("README.md")
         if card is not None and (errors := validate_card(card.data.decode())):
             raise Problem(400, "; ".join(errors))
+        answer = {"success": True, "hookOutput": ""}
+        if "create_pr" in self.query:
+            number = found.propose(header["summary"], self.user["name"], head)
+            rev, answer["pullRequestUrl"] = (
+                f"refs/pr/{number}",
+                f"{self.server.endpoint}/{found.id}/discussions/{number}",
+            )
         made = found.commit(rev, header["summary"], header.get("description", ""), self.user["name"], files)
         self.server.on_change(found)
-        url = f"{self.server.endpoint}/{found.id}/commit/{made.oid}"
-        return {"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""}
+        return {**answer, "commitOid": made.oid, "commitUrl": f"{self.server.endpoint}/{found.id}/commit/{made.oid}"}
 
     def _apply(self, files: dict[str, Blob], key: str, value: dict) -> None:
         if key == "file":
@@ -502,7 +513,20 @@ class Handler(BaseHTTPRequestHandler):
         def rows(kind: str, refs: dict) -> list:
             return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": oid} for n, oid in sorted(refs.items())]
 
-        return {"branches": rows("heads", found.branches), "tags": rows("tags", found.tags), "converts": []}
+        heads = {name: oid for name, oid in found.branches.items() if not name.startswith("refs/")}
+        return {"branches": rows("heads", heads), "tags": rows("tags", found.tags), "converts": []}
+
+    @route("GET", "/api/models/{id}/discussions")
+    def discussions(self, repo: str):
+        found = self.readable(repo)
+        rows = [
+            {**row, "author": {"name": row["author"]}, "repo": {"name": found.id, "type": "model"}}
+            for row in found.requests
+            if row["status"] == self.query.get("status", row["status"])
+            and row["author"] == self.query.get("author", row["author"])
+        ]
+        start = PAGE * int(self.query.get("p", 0))
+        return {"discussions": rows[start : start + PAGE], "count": len(rows), "start": start}
 
     @route("GET", "/api/models/{id}/commits/{rev}")
     def commits(self, repo: str, rev: str):
@@ -600,6 +624,22 @@ class Handler(BaseHTTPRequestHandler):
         note = {"note": {"text": data["note"]}} if data.get("note") else {}
         found["items"].append({"_id": f"{number:024x}", **item, "position": number, **note})
         return found
+
+    @route("PATCH", "/api/collections/(?P<slug>[^/]+/[^/]+)/items/(?P<key>[0-9a-f]{24})")
+    def update_item(self, slug: str, key: str):
+        found, data = self._collection(slug), self.json()
+        self.may_write(found["owner"]["name"])
+        item = next((item for item in found["items"] if item["_id"] == key), None)
+        if item is None:
+            raise Problem(404, "Item not found")
+        if "note" in data:
+            item["note"] = {"text": data["note"]}
+        if "position" in data:
+            found["items"].remove(item)
+            found["items"].insert(data["position"], item)
+        for position, other in enumerate(found["items"]):
+            other["position"] = position
+        return {"success": True, "data": item}
 
     @route("PATCH", "/api/collections/(?P<slug>[^/]+/[^/]+)")
     def update_collection(self, slug: str):

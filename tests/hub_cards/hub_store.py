@@ -82,6 +82,7 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
     # (what happened, private at that moment, head) of every change that somebody could see
     history: list[tuple[str, bool, str]] = field(default_factory=list)
+    requests: list[dict] = field(default_factory=list)  # pull requests; each has a branch refs/pr/{num}
 
     def resolve(self, revision: str) -> Commit | None:
         """Branch, tag, commit or abbreviated commit."""
@@ -107,6 +108,15 @@ class Repo:
         self.branches[branch] = oid
         self.history.append(("commit", self.private, oid))
         return self.commits[oid]
+
+    def propose(self, title: str, author: str, parent: str) -> int:
+        """Open a pull request whose branch starts at `parent`; returns its number."""
+        number = len(self.requests) + 1
+        self.branches[f"refs/pr/{number}"] = parent
+        date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+        row = {"num": number, "title": title, "author": author, "createdAt": date, "status": "open"}
+        self.requests.append({**row, "isPullRequest": True})
+        return number
 
     def ancestry(self, oid: str) -> list[Commit]:
         """A commit and everything before it, newest first."""

@@ -1,0 +1,139 @@
+"""What goes wrong while talking to the Hub, told in one line that names the repository."""
+
+import importlib
+import json
+import re
+import time
+from email.utils import parsedate_to_datetime
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers
+
+# huggingface_hub speaks through httpx up to 1.x and through httpx2 since 2.0; its own error derives from the right one.
+http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+
+# Everything a call through huggingface_hub is known to raise; ValueError and RuntimeError wrap answers and uploads.
+CALL_ERRORS = (http.HTTPError, OSError, ValueError, RuntimeError)
+TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
+TRANSIENT_TRANSPORT = (http.TimeoutException, http.NetworkError, http.RemoteProtocolError, http.ProxyError)
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+AGAIN = "run the same command again, it goes on where it stopped"
+
+
+class PushError(RuntimeError):
+    """Something at the Hub, on the way there or in the account. The message is one line.
+
+    Args:
+        message: one line that names the repository.
+        status: HTTP status behind it, None when there was no answer.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
+
+
+class Conflict(PushError, ValueError):
+    """What is on the Hub contradicts what was asked for; the user has to decide."""
+
+
+class LongWait(RuntimeError):
+    """The Hub asks to wait longer than a program should without asking back.
+
+    Args:
+        seconds: the wait that was asked for.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(f"the Hub asks to wait {seconds:.0f} s")
+        self.seconds = seconds
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The reason inside what huggingface_hub raises around failed uploads and downloads."""
+    while error.__cause__ is not None and (type(error) is RuntimeError or isinstance(error, LocalEntryNotFoundError)):
+        error = error.__cause__
+    return error
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status behind an error, None when there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later."""
+    if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
+        return error.response.status_code in TRANSIENT_STATUS
+    if isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError | LongWait):
+        return False
+    if isinstance(error, (*TRANSIENT_TRANSPORT, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
+        return True
+    if isinstance(error, json.JSONDecodeError):
+        return True  # a gateway's page in the place of an answer; a ValueError, but nobody's wrong input
+    return type(error) is RuntimeError  # hf_xet's, which says no more
+
+
+def requested_wait(headers) -> float | None:
+    """Seconds that an answer asks to wait (`RateLimit`, else `Retry-After`, a number or a date), or None."""
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    value = (headers.get("Retry-After") or "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def one_line(text: object, secret: str | None = None) -> str:
+    """Text without line breaks and without anything that looks like a token."""
+    text = " ".join(str(text).split())
+    if secret:
+        text = text.replace(secret, "hf_***")
+    return TOKEN.sub("hf_***", text)
+
+
+def explain(error: BaseException, about: str, secret: str | None = None) -> PushError:
+    """The one line for an error of a call about `about` (a repository, or what else was asked for)."""
+    status = status_of(error)
+    for kinds, text in _BY_KIND:
+        if isinstance(error, kinds):
+            return PushError(f"{about}: {text.format(error=one_line(error, secret), again=AGAIN)}", status)
+    if isinstance(error, ValueError) and "Invalid metadata" in str(error):
+        return Conflict(f"{about}: the Hub refuses the card: {one_line(error, secret)}")
+    said = one_line(getattr(error, "server_message", None) or error, secret)
+    if status is None:
+        return PushError(f"{about}: {said or type(error).__name__}; {AGAIN}")
+    return PushError(f"{about}: {_BY_STATUS.get(status, _OTHER).format(status=status, said=said, again=AGAIN)}", status)
+
+
+_BY_KIND = (
+    (OfflineModeIsEnabled, "offline mode is on; unset HF_HUB_OFFLINE and run again"),
+    (LocalTokenNotFoundError, "no token; run `hf auth login` or set HF_TOKEN to one that may write"),
+    (LongWait, "rate limit, {error}; wait that long, then {again}"),
+    (GatedRepoError, "access is gated and was not granted to this token; ask for it on the repository's page"),
+    (RepositoryNotFoundError, "not found, or private and not visible to this token"),
+    (http.TimeoutException, "the Hub does not answer in time; {again}"),
+    ((http.TransportError, ConnectionError, TimeoutError), "no connection to the Hub ({error}); {again}"),
+    (json.JSONDecodeError, "something between here and the Hub answers in its place, not in JSON; {again}"),
+)
+_OTHER = "the Hub answers {status}: {said}"
+_BY_STATUS = {
+    401: "the Hub does not accept the token (expired, revoked or mistyped); run `hf auth login` or set HF_TOKEN",
+    402: "the Hub asks for payment: {said}",
+    403: "the token may not do this: {said}; use one with write permission there, or --create-pr",
+    409: "the Hub reports a conflict: {said}",
+    412: "somebody else keeps committing to it; wait until they are done, then {again}",
+    429: "rate limit; wait a few minutes, then {again}",
+    **dict.fromkeys((500, 502, 503, 504), "the Hub is in trouble (status {status}); {again}"),
+}

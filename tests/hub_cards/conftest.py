@@ -1,0 +1,39 @@
+"""A Hub to push to, and a client that may speak to it: the suite is offline otherwise."""
+
+import time
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from fusedvlm.tests.hub_cards.hub_server import HubServer
+
+
+@pytest.fixture
+def hub_server(tmp_path):
+    """An empty Hub."""
+    with HubServer(tmp_path / "content_store") as server:
+        yield server
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """huggingface_hub may use the network in this process, and its waits between attempts take no time."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def transfer(request, monkeypatch):
+    """Both ways of huggingface_hub to send large files."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    return request.param
+
+
+@pytest.fixture
+def user(hub_server):
+    """Token of a user who may write."""
+    return hub_server.add_user("ada", orgs=("lab",))
