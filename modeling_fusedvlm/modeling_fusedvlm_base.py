@@ -11,14 +11,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, LlamaModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, LlamaModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import ModelOutput
 
-from .configuration_fusedvlm import FusedVLMConfig
+from .configuration_fusedvlm import FusedVLMConfig, FusedVLMFuserConfig
 from .modeling_fusedvlm_fusion import FusedVLMViewMerger, build_fusion_plan, build_fusion_rows, query_token_ids
-from .modeling_fusedvlm_loading import is_language_key, load_with_text_model, quantise_only_llm
+from .modeling_fusedvlm_loading import (
+    find_image_token_id,
+    is_language_key,
+    load_generation_config,
+    load_vision_tower,
+    load_with_text_model,
+    pinned_revision,
+    quantise_only_llm,
+)
 
 # CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (reference
 # section 2). Towers of other families return normalised tokens.
@@ -95,6 +103,80 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             # Only the frozen LLM is quantised; Trainer would otherwise refuse to train the rest.
             model.is_quantized = False
         return loaded
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision,
+        text,
+        *,
+        num_visual_tokens: int = 256,
+        query_vocab_size: int = 49408,
+        query_eos_token_id: int = 49407,
+        fuser_config: dict | None = None,
+        image_token_id: int | None = None,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        **config_kwargs,
+    ):
+        """Assemble a new model of either stage from an existing vision tower and an existing LLM.
+
+        Stage 1 only refers to the LLM, which is not loaded; give it an `answer_config`.
+
+        Args:
+            vision: repo id or folder of a CLIP or SigLIP (whole or tower), or a tower model.
+            text: repo id or folder of a causal LM; kept frozen and referred to, not copied, on save.
+            num_visual_tokens: m; also the largest m unless `trained_num_visual_tokens` is given.
+            query_vocab_size: size of the query tokenizer's vocabulary (CLIP BPE: 49408); queries get the next rows.
+            query_eos_token_id: row of the last query of every group (CLIP BPE: 49407).
+            fuser_config: overrides of the fusion decoder's config, e.g. `{"num_hidden_layers": 12}`.
+            image_token_id: placeholder in the LLM's vocabulary; by default a reserved token of its tokenizer.
+            vision_revision, text_revision: commits, tags or branches; the commit they resolve to is stored.
+            config_kwargs: further fields of `FusedVLMConfig`.
+
+        Raises:
+            ValueError: when widths disagree or the LLM's tokenizer has no reserved token for placeholders.
+        """
+        text = str(text)
+        vision_name = None if isinstance(vision, PreTrainedModel) else str(vision)
+        tower = load_vision_tower(vision if vision_name is None else vision_name, vision_revision)
+        vision_config = tower.config
+        text_config = AutoConfig.from_pretrained(text, revision=text_revision)
+        trained = config_kwargs.setdefault("trained_num_visual_tokens", [num_visual_tokens])
+        fuser = {
+            "hidden_size": vision_config.hidden_size,
+            "intermediate_size": vision_config.intermediate_size,
+            "num_attention_heads": max(1, vision_config.hidden_size // 64),
+            "vocab_size": query_vocab_size + max(trained) - 1,
+            "eos_token_id": query_eos_token_id,
+            **(fuser_config or {}),
+        }
+        if image_token_id is None:
+            image_token_id = find_image_token_id(text, text_revision)
+        config = cls.config_class(
+            vision_config=vision_config.to_dict(),
+            fuser_config=FusedVLMFuserConfig(**fuser).to_dict(),
+            text_config=text_config.to_dict(),
+            num_visual_tokens=num_visual_tokens,
+            first_query_token_id=query_vocab_size,
+            image_token_id=image_token_id,
+            text_model_name_or_path=text,
+            text_model_revision=pinned_revision(text, text_revision),
+            vision_model_name_or_path=vision_name,
+            vision_model_revision=pinned_revision(vision_name, vision_revision),
+            **config_kwargs,
+        )
+        wanted = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+        # CODEPATH: SigLIP towers, whose pooling head is not built here.
+        if not getattr(config.vision_config, "vision_use_head", True):
+            wanted = {name: tensor for name, tensor in wanted.items() if ".vision_tower.head." not in name}
+        model = cls.from_pretrained(None, config=config, state_dict=wanted, dtype=dtype)
+        model.config.name_or_path = ""
+        settings = load_generation_config(text, text_revision, image_token_id) if model.can_generate() else None
+        if settings is not None:
+            model.generation_config = settings
+        return model
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
