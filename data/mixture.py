@@ -7,7 +7,7 @@ an interrupted run continues with exactly the samples it has not seen, on any nu
 How often a source is drawn is a quota, not a dice roll: in an epoch of L samples source s is drawn L w_s times, rounded
 so that the quotas add up to L. Its rows come from seeded permutations laid end to end, one after the other, which go on
 where the last epoch stopped: no row comes a second time before every row of its source has come once. Epochs go on when
-`MixtureEpochs` is among the trainer's callbacks; without it every epoch repeats the rows of the first, in another order.
+`MixtureEpochs` is among the trainer's callbacks; without it every epoch repeats the rows of the first in another order.
 """
 
 from collections.abc import Sequence
