@@ -112,8 +112,8 @@ def bundle(folder: Path) -> tuple[Files, list[str]]:
         folder: a saved variant.
 
     Raises:
-        ValueError: when the folder is not a complete variant, refers to a language model that others cannot load, or the
-            code breaks an import rule; the message names the file.
+        ValueError: when the folder is not a complete variant, refers to a language model that others cannot load, or
+            the code breaks an import rule; the message names the file.
     """
     code = code_files()
     if problems := check_code(code):
@@ -223,6 +223,6 @@ def _pin_backbones(config: dict, merged: bool, notes: list[str]) -> None:
         )
     elif text is not None and not COMMIT.fullmatch(revision or ""):
         raise ValueError(
-            f"The variant refers to {text} without a commit (text_model_revision={revision!r}); set the 40-digit commit in "
-            "its config.json, so that it keeps loading when that repository moves on."
+            f"The variant refers to {text} without a commit (text_model_revision={revision!r}); set the 40-digit "
+            "commit in its config.json, so that it keeps loading when that repository moves on."
         )

@@ -1,14 +1,14 @@
-"""What a model card says, as typed facts: *stated* by a person, *measured* by a run of this package, *counted* in files.
+"""What a model card says, as typed facts.
 
-A measured fact carries the command, versions, hardware and date of the run it was read from. A counted fact (parameters,
-sizes, trained m) follows from a file alone, so it carries that file's sha256 instead. What nobody stated or measured is
-`None` and is shown as missing.
+*Stated* by a person, *measured* by a run of this package, or *counted* in files. A measured fact carries the command,
+versions, hardware and date of its run. A counted fact (parameters, sizes, trained m) follows from a file alone, so it
+carries that file's sha256 instead. What nobody stated or measured is `None` and is shown as missing.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ FACTS_FILE = "facts.yaml"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training data as stated: `id` is a Hub id, other sources have a `url` or neither."""
+    """Training data as stated: `id` is a Hub id, other sources have a web address or neither."""
 
     name: str
     license: str | None = None
@@ -33,6 +33,8 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.id is not None and not HUB_ID.fullmatch(self.id):
             raise ValueError(f"Dataset {self.name!r}: id {self.id!r} is not a Hub id like org/name; use url instead.")
+        if self.url is not None and not self.url.startswith(("https://", "http://")):
+            raise ValueError(f"Dataset {self.name!r}: url {self.url!r} must start with https:// or http://.")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class StatedFacts:
         languages: ISO 639-1 codes.
         datasets: what it was trained on, each with its licence.
         benchmarks: task name of the results file -> registered benchmark.
+        license_files: licence texts that must travel along; the first one becomes LICENSE. Paths are relative to the
+            file they are stated in; the facts of a card hold their names in the repository.
         intended_use, out_of_scope, limitations, evaluation_notes, citation: prose.
     """
 
@@ -67,6 +71,7 @@ class StatedFacts:
     languages: tuple[str, ...] = ()
     datasets: tuple[Dataset, ...] = ()
     benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
+    license_files: tuple[str, ...] = ()
     intended_use: str | None = None
     out_of_scope: str | None = None
     limitations: str | None = None
@@ -89,11 +94,20 @@ class StatedFacts:
             benchmarks = {name: Benchmark(**entry) for name, entry in (data.pop("benchmarks", None) or {}).items()}
         except TypeError as error:
             raise ValueError(f"{where}: {error}") from error
-        languages = tuple(data.pop("languages", None) or ())
+        languages = _texts(data.pop("languages", None), f"{where}: languages")
+        license_files = _texts(data.pop("license_files", None), f"{where}: license_files")
         for name, value in data.items():
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{where}: {name} must be text, not {value!r}.")
-        return cls(**data, languages=languages, datasets=datasets, benchmarks=benchmarks)
+        return cls(**data, languages=languages, license_files=license_files, datasets=datasets, benchmarks=benchmarks)
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    """A list of texts; one text alone would be taken apart letter by letter."""
+    value = value or ()
+    if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"{where} must be a list of texts, not {value!r}.")
+    return tuple(value)
 
 
 @dataclass(frozen=True)
@@ -229,16 +243,17 @@ def read_stated(path: Path) -> StatedFacts:
         raise ValueError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: must hold keys and values, found {type(data).__name__}.")
-    return StatedFacts.from_mapping(data, str(path))
+    stated = StatedFacts.from_mapping(data, str(path))
+    beside = Path(path).parent
+    return replace(stated, license_files=tuple(str(beside / name) for name in stated.license_files))
 
 
-def find_stated(variant: Path, given: Path | None = None, **overrides: str | None) -> StatedFacts:
-    """Stated facts from the file given, else facts.yaml beside the variant or in it; `overrides` win when not None."""
+def find_stated(variant: Path, given: Path | None = None, **overrides: Any) -> StatedFacts:
+    """Stated facts from the file given, else facts.yaml in the variant or beside it; `overrides` win unless empty."""
     candidates = [given] if given else [variant / FACTS_FILE, variant.parent / FACTS_FILE]
     found = next((path for path in candidates if path and (given or path.exists())), None)
     stated = read_stated(found) if found else StatedFacts(license=None, llm_license=None)
-    values = {entry.name: getattr(stated, entry.name) for entry in fields(stated)}
-    return StatedFacts(**{**values, **{name: value for name, value in overrides.items() if value is not None}})
+    return replace(stated, **{name: value for name, value in overrides.items() if value})
 
 
 def mean_scores(results: EvaluationResults | None) -> dict[int, float]:

@@ -1,0 +1,142 @@
+"""Which licence and notice files must travel with weights, by licence of the language model.
+
+A reading of the licence texts, not legal advice. Licence texts of others are not part of this package: whoever accepted
+one has it as a file and states where (`license_files` in facts.yaml, or --license-file).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .facts import CountedFacts, StatedFacts
+
+APACHE = "apache-2.0"
+CODE_LICENSE = "LICENSE-CODE"
+# The same text as the package's own LICENSE, which an installed package does not have at hand.
+APACHE_TEXT = Path(__file__).parent / "templates" / "apache-2.0.md"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a licence asks of those who pass weights on.
+
+    Args:
+        title: the licence in words.
+        phrase: words that its text contains, so that a wrong file is noticed.
+        notice: sentence that a NOTICE file must have.
+        policy: address of its acceptable use policy.
+        say: what the card tells users about it.
+    """
+
+    title: str
+    phrase: str
+    notice: str
+    policy: str
+    say: str
+
+
+def _llama_3(number: str) -> Terms:
+    return Terms(
+        title=f"Llama {number} Community License Agreement",
+        phrase=f"llama {number} community license",
+        notice=f"Llama {number} is licensed under the Llama {number} Community License, "
+        "Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
+        policy=f"https://www.llama.com/llama{number.replace('.', '_')}/use-policy/",
+        say="Built with Llama. The agreement limits use by very large services and asks that models made from these "
+        "weights or their answers have names that begin with Llama.",
+    )
+
+
+TERMS = {
+    "llama2": Terms(
+        title="Llama 2 Community License Agreement",
+        phrase="llama 2 community license",
+        notice="Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
+        "All Rights Reserved.",
+        policy="https://ai.meta.com/llama/use-policy/",
+        say="The agreement limits use by very large services, and neither the weights nor their answers may be used to "
+        "improve language models other than Llama 2 and its derivatives.",
+    ),
+    **{f"llama{number}": _llama_3(number) for number in ("3", "3.1", "3.2", "3.3")},
+}
+# Language models whose licence is known from their name; a variant of one cannot be published with it unstated.
+KNOWN_PREFIXES = {"meta-llama/Llama-2": "llama2", "lmsys/vicuna": "llama2", "meta-llama/": "llama3"}
+
+
+def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
+    """Raise `ValueError`, with the fix, for licences that are missing or contradict each other."""
+    if stated.license is None:
+        raise ValueError(
+            "No licence is stated, and there is no default; write `license: apache-2.0` (or whichever is right) into "
+            "facts.yaml beside the variant, or give --license."
+        )
+    if stated.license == "other" and not (stated.license_name and stated.license_link):
+        raise ValueError("license: other also needs license_name and license_link in facts.yaml.")
+    name = counted.language_model.repo or ""
+    known = next((known for prefix, known in KNOWN_PREFIXES.items() if name.startswith(prefix)), None)
+    if known and stated.llm_license is None:
+        raise ValueError(
+            f"The licence of the language model {name} is not stated; it asks for things to be passed on. Write "
+            f"`llm_license: {known}` (check which) into facts.yaml, or give --llm-license."
+        )
+    if stated.llm_license in TERMS and stated.license != stated.llm_license:
+        raise ValueError(
+            f"license is {stated.license}, but the language model is under {stated.llm_license}, which goes on to what "
+            f"is made from it; state `license: {stated.llm_license}`."
+        )
+
+
+def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, Path | bytes]:
+    """{name in the repository: content} of the licence and notice files.
+
+    Raises:
+        ValueError: when a licence is missing, contradicts another, or its text was not given, with the fix.
+    """
+    check_stated(stated, counted)
+    texts: dict[str, Path | bytes] = {CODE_LICENSE: APACHE_TEXT.read_bytes()}
+    texts |= _given(stated.license_files)
+    terms = TERMS.get(stated.license)
+    if terms is None:
+        if stated.license == APACHE:
+            texts.setdefault("LICENSE", APACHE_TEXT.read_bytes())
+        return texts
+    if "LICENSE" not in texts:
+        raise ValueError(
+            f"The {terms.title} asks for a copy of its text in the repository; give the file with --license-file, or "
+            "as license_files: [path] in facts.yaml."
+        )
+    text = Path(stated.license_files[0]).read_text(encoding="utf-8", errors="replace")
+    if terms.phrase not in " ".join(text.lower().split()):
+        raise ValueError(f"{stated.license_files[0]} does not read like the {terms.title}; give that text first.")
+    texts.setdefault("NOTICE", _notice(terms, counted).encode())
+    return texts
+
+
+def _given(paths: Sequence[str]) -> dict[str, Path | bytes]:
+    """Stated licence files under their names in the repository, the first as LICENSE."""
+    texts: dict[str, Path | bytes] = {}
+    for number, path in enumerate(map(Path, paths)):
+        name = "LICENSE" if number == 0 else path.name
+        if not path.is_file():
+            raise ValueError(f"{path}: no such licence file.")
+        if name in texts or name == CODE_LICENSE or path.suffix not in ("", ".md", ".txt"):
+            raise ValueError(f"{path}: cannot stand in the repository as {name}; rename it, as .txt or .md.")
+        try:
+            texts[name] = path.read_text(encoding="utf-8").encode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: a licence file must be text in UTF-8 ({error.reason}).") from error
+    return texts
+
+
+def _notice(terms: Terms, counted: CountedFacts) -> str:
+    model = counted.language_model
+    name = model.repo or f"a {model.type} model"
+    part = (
+        f"The weights of the language model ({name}) are part of this repository."
+        if counted.self_contained
+        else f"The weights of the language model ({name}) are not part of this repository; its tokenizer files are."
+    )
+    return (
+        f"{terms.notice}\n\n{part}\nFusion module, projection and vision tower weights were trained or adapted by the "
+        f"publisher of this repository.\nThe Python files are under Apache-2.0, see {CODE_LICENSE}.\n"
+    )

@@ -1,0 +1,205 @@
+"""Facts to a model card, and the card back to what it shows.
+
+Rendering is pure: a template and facts, no network, no clock. Every rendered card is read back and compared with its
+facts before anybody sees it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from .facts import Backbone, CardFacts, mean_scores
+from .licences import TERMS
+from .metadata import card_metadata
+from .readback import MISSING, differences
+
+TEMPLATES = Path(__file__).parent / "templates"
+# In a table cell these would be markup; as entities they are themselves.
+MARKUP = {character: f"&#{ord(character)};" for character in "|`*[]{}<>\\~#!"}
+
+
+def cell(value: Any) -> str:
+    """Any text as one table cell or one line: markup becomes entities, line breaks become spaces."""
+    text = " ".join(str(value).split()).replace("&", "&amp;")
+    return "".join(MARKUP.get(character, character) for character in text)
+
+
+def prose(text: str) -> str:
+    """Paragraphs of a person's own text: emphasis, links and lists stay; HTML, headings, rules and tables do not."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("{", "&#123;").replace("}", "&#125;")
+    lines = [
+        re.sub(r"^(\s*)(?=[#|>=`~]|-{2,}\s*$|_{3,}\s*$|\*{3,}\s*$)", r"\1\\", line.rstrip())
+        for line in text.strip().splitlines()
+    ]
+    return "\n".join(lines)
+
+
+def link(target: str) -> str:
+    """The target of a link, safe inside parentheses."""
+    return quote(target, safe=":/?#=&%+,;@~.-_")
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+@lru_cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {"cell": cell, "prose": prose, "fenced": fenced, "link": link}
+    return environment.get_template("model_card.md.jinja")
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card of a variant.
+
+    Raises:
+        ValueError: when what the card shows is not what the facts say.
+    """
+    text = _template().render(**_view(facts))
+    if found := differences(text, facts):
+        raise ValueError(f"The card of {facts.repo_id} would not say what its facts do: {found[0]}.")
+    return text
+
+
+def _view(facts: CardFacts) -> dict[str, Any]:
+    """What the template needs, as text or lists of text; escaping is the template's."""
+    means = mean_scores(facts.measured)
+    latencies = facts.measured.latencies if facts.measured else ()
+    return {
+        "facts": facts,
+        "stated": facts.stated,
+        "counted": facts.counted,
+        "measured": facts.measured,
+        "metadata": card_metadata(facts),
+        "title": render_title(facts),
+        "m": facts.m,
+        "largest": max(facts.counted.trained_num_visual_tokens),
+        "other_m": max(1, facts.m // 2),
+        "glance": glance(facts),
+        "family": family_table(facts),
+        "means": means,
+        "enough": _enough(means),
+        "score_plot": len(means) > 1,
+        "latency_plot": len(latencies) > 1,
+        "counts": sorted({score.count for score in facts.measured.scores}) if facts.measured else [],
+        "settings": _scalars((facts.training or {}).get("settings")),
+        "stages": _scalars((facts.training or {}).get("stages")),
+        "terms": TERMS.get(facts.stated.license),
+        "missing": MISSING,
+    }
+
+
+def render_title(facts: CardFacts) -> str:
+    """The card's first heading: repository name and m."""
+    return f"{facts.repo_id.partition('/')[2]}, m = {facts.m}"
+
+
+def _enough(means: Mapping[int, float]) -> int | None:
+    """The smallest m with at least nine tenths of the best mean score."""
+    return next((m for m, mean in means.items() if mean >= 0.9 * max(means.values())), None) if means else None
+
+
+def _scalars(values: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as flat (name, value) rows."""
+    rows: list[tuple[str, str]] = []
+    for key, value in (values or {}).items():
+        if isinstance(value, dict):
+            rows += _scalars(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def glance(facts: CardFacts) -> dict[str, str]:
+    """The at-a-glance table: label -> text."""
+    counted, m = facts.counted, facts.m
+    mean = mean_scores(facts.measured).get(m)
+    latency = _latency(facts, m)
+    inside = "with the language model" if counted.self_contained else "without the language model"
+    return {
+        "Visual tokens m": str(m),
+        "Later questions about an image": f"{counted.num_followup_visual_tokens}",
+        "Trained with m": ", ".join(map(str, counted.trained_num_visual_tokens)),
+        "Fusion module reads": "views, question and queries" if counted.fuse_question else "views and queries",
+        "Views per image": f"1 + up to {counted.max_local_views}, {counted.image_size} x {counted.image_size} pixels, "
+        f"{counted.tokens_per_view} tokens each",
+        "Parameters": f"{sum(counted.parameters.values()):,}",
+        **{f"Parameters, {group}": f"{count:,}" for group, count in counted.parameters.items()},
+        "Weights in this repository": f"{counted.weight_bytes:,} bytes, {inside}",
+        "Language model": _backbone(counted.language_model),
+        "Vision tower": _backbone(counted.vision),
+        "Licence": facts.stated.license_name or facts.stated.license or f"{MISSING} (nobody stated one)",
+        "Mean score": MISSING if mean is None else f"{mean:.3f}",
+        "Time to first token": MISSING if latency is None else f"{_milliseconds(latency.time_to_first_token)} ms",
+        "Time to a whole answer": MISSING if latency is None else f"{_milliseconds(latency.seconds_per_answer)} ms",
+    }
+
+
+def _backbone(backbone: Backbone) -> str:
+    source = f" from {backbone.repo}" if backbone.repo else ", published nowhere else"
+    at = f" at {backbone.revision}" if backbone.revision else ""
+    return f"{backbone.type}{source}{at}, licence: {backbone.license or MISSING}"
+
+
+def _latency(facts: CardFacts, m: int):
+    rows = facts.measured.latencies if facts.measured else ()
+    return next((row for row in rows if row.num_visual_tokens == m), None)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}"
+
+
+@dataclass(frozen=True)
+class FamilyTable:
+    """Column names, and one row of texts per m; `current` is the row of this variant."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    current: int
+
+
+def family_table(facts: CardFacts) -> FamilyTable:
+    """All m of the family or of its results, with scores, control and latency; what was not measured is a dash."""
+    scores = {(row.task, row.num_visual_tokens): row for row in facts.measured.scores} if facts.measured else {}
+    tasks = sorted({task for task, _ in scores})
+    means, control = mean_scores(facts.measured), mean_scores(facts.control)
+    repos = {neighbour.num_visual_tokens: neighbour.repo_id for neighbour in facts.family}
+    counts = sorted({*repos, *(m for _, m in scores), *(row.num_visual_tokens for row in _latencies(facts))})
+    rows = []
+    for m in counts:
+        latency = _latency(facts, m)
+        measured = [scores.get((task, m)) for task in tasks]
+        rows.append(
+            (
+                str(m),
+                repos.get(m, MISSING),
+                f"{means[m]:.3f}" if m in means else MISSING,
+                f"{control[m]:.3f}" if m in control else MISSING,
+                *(f"{row.score:.3f} ± {row.standard_error:.3f}" if row else MISSING for row in measured),
+                _milliseconds(latency.time_to_first_token) if latency else MISSING,
+                _milliseconds(latency.seconds_per_answer) if latency else MISSING,
+            )
+        )
+    columns = ("m", "repository", "mean", "mean, images swapped", *tasks, "first token, ms", "answer, ms")
+    return FamilyTable(columns, tuple(rows), counts.index(facts.m))
+
+
+def _latencies(facts: CardFacts) -> Sequence:
+    return facts.measured.latencies if facts.measured else ()

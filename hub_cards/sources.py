@@ -1,0 +1,150 @@
+"""Where facts are read: a variant's own files, the result files beside it."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fusedvlm.evaluation.results import EvaluationResults
+
+from .bundle import Content, Files, is_local, self_contained
+from .facts import Backbone, CountedFacts, StatedFacts
+
+RESULTS, CONTROL, RUN = "results.json", "swapped.json", "run.json"
+ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+([\w.+@~-]*)")
+
+
+def read_content(content: Content) -> bytes:
+    """Bytes of a file in a repository."""
+    return content if isinstance(content, bytes) else Path(content).read_bytes()
+
+
+def content_hash(content: Content) -> str:
+    """sha256 in hex; files are read once as long as they stay the same."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    status = Path(content).stat()
+    return _path_hash(str(content), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _path_hash(path: str, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_size(content: Content) -> int:
+    """Size in bytes."""
+    return len(content) if isinstance(content, bytes) else Path(content).stat().st_size
+
+
+def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts:
+    """Facts that follow from a variant's files.
+
+    Args:
+        folder: the variant.
+        files: its files as they are published; config.json and the weights are counted.
+        stated: licences of the backbones.
+
+    Raises:
+        ValueError: when the configuration is not one of a FusedVLM variant.
+    """
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
+    from fusedvlm.serving.info import count_parameters
+
+    config = read_config(folder, files["config.json"])
+    model = FusedVLMConfig.from_dict(config)
+    weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
+    return CountedFacts(
+        num_visual_tokens=model.num_visual_tokens,
+        num_followup_visual_tokens=model.num_followup_visual_tokens,
+        trained_num_visual_tokens=tuple(sorted(set(model.trained_num_visual_tokens))),
+        max_local_views=model.max_local_views,
+        image_size=model.vision_config.image_size,
+        tokens_per_view=model.tokens_per_view,
+        fuse_question=model.fuse_question,
+        self_contained=self_contained(folder),
+        parameters=count_parameters(model),
+        weight_bytes=sum(content_size(content) for content in weights.values()),
+        sha256={name: content_hash(files[name]) for name in ("config.json", *sorted(weights))},
+        vision=_backbone(config, "vision", stated.vision_license),
+        language_model=_backbone(config, "text", stated.llm_license),
+    )
+
+
+def _backbone(config: dict, role: str, license: str | None) -> Backbone:
+    name = config.get(f"{role}_model_name_or_path")
+    if is_local(name):
+        name = None
+    revision = config.get(f"{role}_model_revision") if name else None
+    return Backbone(config[f"{role}_config"]["model_type"], name, revision, license)
+
+
+def read_config(folder: Path, content: Content) -> dict:
+    """The configuration of a variant. Raises `ValueError` when it is not one."""
+    try:
+        config = json.loads(read_content(content))
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: damaged, not JSON ({error}).") from error
+    if not isinstance(config, dict) or config.get("model_type") != "fusedvlm":
+        raise ValueError(f"{folder}: not a FusedVLM variant (config.json has another model_type).")
+    return config
+
+
+def find_beside(variant: Path, name: str) -> Path | None:
+    """A file of the run: in the variant or in the family's folder."""
+    return next((path for path in (variant / name, variant.parent / name) if path.is_file()), None)
+
+
+def read_results(variant: Path, name: str) -> EvaluationResults | None:
+    """Results of the family, None when nothing was measured. Folders of this machine are left out of the command.
+
+    Raises:
+        ValueError: for a damaged file, numbers that are not finite, or two scores of one task at one m.
+    """
+    if (path := find_beside(variant, name)) is None:
+        return None
+    results = EvaluationResults.load(path)
+    seen = set()
+    for row in results.scores:
+        if not math.isfinite(row.score) or not math.isfinite(row.standard_error):
+            raise ValueError(f"{path}: the score of {row.task!r} at m={row.num_visual_tokens} is {row.score}.")
+        if (row.task, row.num_visual_tokens) in seen:
+            raise ValueError(f"{path}: {row.task!r} has two scores at m={row.num_visual_tokens}; which one is right?")
+        seen.add((row.task, row.num_visual_tokens))
+    for row in results.latencies:
+        if not (0 < row.time_to_first_token < math.inf and 0 < row.seconds_per_answer < math.inf):
+            raise ValueError(f"{path}: the latency at m={row.num_visual_tokens} is not a positive number of seconds.")
+    environment = results.environment
+    return replace(results, environment=replace(environment, command=without_folders(environment.command)))
+
+
+def read_run(variant: Path) -> dict[str, Any] | None:
+    """Settings, stages and data of the training run, None when it left no record."""
+    if (path := find_beside(variant, RUN)) is None:
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {key: _without_folders(record.get(key)) for key in ("settings", "stages", "data")}
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: not the record of a run ({error}).") from error
+
+
+def without_folders(text: str) -> str:
+    """Text with absolute paths cut to their last part."""
+    return ABSOLUTE.sub(lambda match: ".../" + match.group(1), text)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    return [_without_folders(entry) for entry in value] if isinstance(value, list) else value
