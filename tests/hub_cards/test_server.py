@@ -1,6 +1,7 @@
 """The Hub double does what the Hub does, as far as huggingface_hub can tell."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
@@ -76,7 +77,7 @@ def test_a_commit_arrives_whole(api, repo, transfer, hub_server, tmp_path):
     assert rows["model.safetensors"].lfs.sha256 == hashlib.sha256(WEIGHTS).hexdigest()
     for name, data in {"README.md": CARD, "model.safetensors": WEIGHTS, "empty.txt": b""}.items():
         path = hf_hub_download(repo, name, endpoint=hub_server.endpoint, token=api.token, cache_dir=tmp_path / "cache")
-        assert open(path, "rb").read() == data
+        assert Path(path).read_bytes() == data
     assert any("lfs/objects/batch" in path for _, path, _ in hub_server.calls) == (transfer == "lfs")
 
 
@@ -217,7 +218,7 @@ def test_read_tokens_may_not_write(api, repo, hub_server):
 def test_each_fault_strikes_the_request_it_is_meant_for(api, repo, hub_server, kind):
     hub_server.fault = Fault(number=2, kind=kind, at=503 if kind == "status" else 5)
     assert api.model_info(repo).private
-    with pytest.raises(Exception) as error:  # noqa: PT011
+    with pytest.raises(Exception) as error:
         api.model_info(repo)
     assert not isinstance(error.value, AssertionError)
     assert hub_server.fault is None
@@ -226,7 +227,7 @@ def test_each_fault_strikes_the_request_it_is_meant_for(api, repo, hub_server, k
 
 def test_a_lost_answer_leaves_the_work_done(api, repo, hub_server):
     hub_server.fault = Fault(number=1, kind="lost_answer", matching=lambda method, path: "/commit/" in path)
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    with pytest.raises(Exception):  # noqa: B017
         commit(api, repo, a_txt=b"a")
     assert [row.path for row in api.get_paths_info(repo, "a.txt")] == ["a.txt"]
 
