@@ -318,13 +318,13 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict | None = None,
-        labelled_logits_only: bool = False,
+        answer_logits_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusedVLMCausalLMOutputWithPast:
         """Prompt (B, L) and images to logits (B, L, vocabulary), with a loss when `labels` (B, L) are given.
 
         Labels are aligned with `input_ids` (the shift happens inside), -100 where nothing is to be learned. Image
-        arguments as in `FusedVLMFusionModel.fuse`. With `labelled_logits_only` logits are
+        arguments as in `FusedVLMFusionModel.fuse`. With `answer_logits_only` logits are
         (labelled tokens, vocabulary), row after row: all that a loss needs, and mostly much smaller.
         """
         outputs = self.model(
@@ -347,7 +347,7 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if labelled_logits_only:
+        if answer_logits_only:
             hidden_states, kwargs["shift_labels"] = labelled_states(hidden_states, labels)
             logits_to_keep = 0
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -10,6 +10,7 @@ _PUBLIC = {
     "ConversationCollator": "collators",
     "ContrastiveTrainer": "contrastive",
     "draw_num_visual_tokens": "elastic",
+    "draw_per_sample": "elastic",
     "shrink_visual_tokens": "elastic",
     "GenerationTrainer": "generation",
     "STAGES": "parameter_groups",

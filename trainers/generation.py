@@ -56,7 +56,7 @@ class GenerationTrainer(FusedVLMTrainer):
             return self._evaluation_loss(model, inputs, return_outputs)
         if num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step may have no labelled token at all
-        inputs["labelled_logits_only"] = self.label_smoother is None
+        inputs["answer_logits_only"] = self.label_smoother is None
         drawn = self.draw(len(inputs["input_ids"]))
         shrunk = self._shrink(inputs, drawn)
         self.throughput.count(shrunk)

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from fusedvlm.tests import tiny
-from fusedvlm.trainers import ConversationCollator, draw_num_visual_tokens, shrink_visual_tokens
+from fusedvlm.tests.trainers.test_trainers import DATA, arguments
+from fusedvlm.trainers import (
+    ConversationCollator,
+    GenerationArguments,
+    GenerationTrainer,
+    draw_num_visual_tokens,
+    draw_per_sample,
+    shrink_visual_tokens,
+)
 
 SAMPLES = [
     {
@@ -46,3 +54,124 @@ def test_draws_repeat_and_follow_their_distribution():
     # 6 standard deviations of a binomial share: false alarm below 1e-8
     for m, share in ((1, 0.5), (4, 0.25), (16, 0.25)):
         assert abs(counts[m] / 2000 - share) < 6 * (share * (1 - share) / 2000) ** 0.5
+
+
+def test_shrinking_per_sample_equals_building_each(processor):
+    large = ConversationCollator(processor, num_visual_tokens=12, num_followup_visual_tokens=3)(SAMPLES)
+    shrunk = shrink_visual_tokens(
+        large, torch.tensor([2, 7, 5]), processor.image_token_id, processor.tokenizer.pad_token_id
+    )
+    for number, m in ((0, 2), (2, 5)):
+        alone = ConversationCollator(processor, num_visual_tokens=m, num_followup_visual_tokens=3)([SAMPLES[number]])
+        length = alone["input_ids"].shape[1]
+        for name in ("input_ids", "attention_mask", "labels"):
+            assert torch.equal(shrunk[name][number, :length], alone[name][0]), name
+        assert shrunk["attention_mask"][number].sum() == length
+    # both questions about the first image, the one about the second, and that of the last sample; m' stays below m
+    assert shrunk["num_visual_tokens"].tolist() == [2, 2, 2, 5]
+
+
+def test_draws_per_sample_depend_on_step_rank_and_micro_batch():
+    def draw(*place):
+        return draw_per_sample([1, 4, 16], 64, 5, 7, *place).tolist()
+
+    first = draw(0, 0)
+    assert first == draw(0, 0)
+    assert set(first) == {1, 4, 16}
+    assert first not in (draw(1, 0), draw(0, 1))
+
+
+def elastic_trainer(backbones, processor, folder, **kwargs):
+    args = arguments(GenerationArguments, folder, elastic_num_visual_tokens=[1, 4, 12], **kwargs)
+    model = tiny.build_model(backbones)
+    return GenerationTrainer(
+        model=model, args=args, train_dataset=DATA, eval_dataset=DATA[:4], processing_class=processor
+    )
+
+
+def test_per_sample_draws_are_accumulated_and_logged_per_m(backbones, processor, tmp_path):
+    trainer = elastic_trainer(
+        backbones,
+        processor,
+        tmp_path,
+        elastic_per_sample=True,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        max_steps=4,
+        logging_steps=4,
+    )
+    seen = []
+    draw = trainer.draw
+    trainer.draw = lambda count: seen.append(draw(count)) or seen[-1]
+    trainer.train()
+    place = [(step, micro) for step in range(4) for micro in range(2)]
+    expected = [draw_per_sample([1, 4, 12], 2, step, 0, 0, micro).tolist() for step, micro in place]
+    assert [drawn.tolist() for drawn in seen] == expected
+    logged = trainer.state.log_history[0]
+    assert {name for name in logged if name.startswith("loss_m_")} == {
+        f"loss_m_{m}" for m in {m for drawn in expected for m in drawn}
+    }
+
+
+def test_one_step_logs_its_loss_under_its_m(backbones, processor, tmp_path):
+    trainer = elastic_trainer(backbones, processor, tmp_path, gradient_accumulation_steps=2, max_steps=2)
+    trainer.train()
+    for step, row in enumerate(row for row in trainer.state.log_history if "loss" in row):
+        m = draw_num_visual_tokens([1, 4, 12], step, 0)
+        assert row[f"loss_m_{m}"] == pytest.approx(row["loss"], abs=1e-3)
+        assert sum(name.startswith("loss_m_") for name in row) == 1
+
+
+def test_evaluation_goes_through_every_m(backbones, processor, tmp_path):
+    trainer = elastic_trainer(backbones, processor, tmp_path)
+    trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    assert logged["eval_loss_m_12"] == pytest.approx(logged["eval_loss"], rel=1e-3)
+    assert logged["eval_loss_m_1"] != pytest.approx(logged["eval_loss"], rel=1e-3)
+
+
+def test_distillation_pulls_small_m_towards_the_largest(backbones, processor, tmp_path):
+    """With everything but the weight equal, the logged divergence falls further."""
+
+    def run(weight):
+        args = {"distillation_weight": weight, "elastic_probabilities": [1.0, 0.0, 0.0], "max_steps": 40}
+        trainer = elastic_trainer(backbones, processor, tmp_path, learning_rate=3e-3, **args)
+        trainer.train()
+        rows = [row["distillation_loss"] for row in trainer.state.log_history if "distillation_loss" in row]
+        return sum(rows[-5:])
+
+    assert run(8.0) < run(1e-9)
+
+
+def test_the_largest_m_is_its_own_teacher(backbones, processor, tmp_path):
+    probabilities = [0.0, 0.0, 1.0]
+    losses = []
+    for weight in (0.0, 5.0):
+        trainer = elastic_trainer(
+            backbones, processor, tmp_path, distillation_weight=weight, elastic_probabilities=probabilities
+        )
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == losses[1]
+
+
+def test_options_without_several_m_are_refused(tmp_path):
+    for option in ({"elastic_per_sample": True}, {"distillation_weight": 0.5}):
+        with pytest.raises(ValueError, match="set elastic_num_visual_tokens"):
+            arguments(GenerationArguments, tmp_path, **option)
+
+
+def test_training_computes_logits_of_labelled_tokens_only(backbones, processor):
+    """The head's output is the largest tensor of a step; the loss and its gradients are those of all logits."""
+    model = tiny.build_model(backbones)
+    batch = ConversationCollator(processor, num_visual_tokens=12)(DATA[:4])
+    whole = model(**batch, num_items_in_batch=torch.tensor(9.0))
+    whole.loss.backward()
+    expected = model.model.projector.weight.grad.clone()
+    model.zero_grad()
+    part = model(**batch, answer_logits_only=True, num_items_in_batch=torch.tensor(9.0))
+    part.loss.backward()
+    labelled = batch["labels"][:, 1:] != -100
+    torch.testing.assert_close(part.logits, whole.logits[:, :-1][labelled], rtol=1e-5, atol=1e-5)
+    assert part.loss.item() == pytest.approx(whole.loss.item(), rel=1e-6)
+    torch.testing.assert_close(model.model.projector.weight.grad, expected, rtol=1e-4, atol=1e-7)

@@ -196,8 +196,13 @@ def test_non_finite_loss_stops_before_the_weights(backbones, processor, tmp_path
     trainer = GenerationTrainer(
         model=model, args=arguments(GenerationArguments, tmp_path), train_dataset=DATA, processing_class=processor
     )
-    with pytest.raises(ValueError, match="loss is nan at step 0"):
+    named = [{**row, "id": f"coco/{number}"} for number, row in enumerate(DATA[:4])]
+    trainer.train_dataset = named
+    with pytest.raises(ValueError, match=r"loss is nan at step 0 \(samples coco/"):
         trainer.train()
+    record = json.loads((tmp_path / "nonfinite_step0_rank0.json").read_text())
+    assert sorted(record["ids"]) == [row["id"] for row in named]
+    assert all("question" in prompt for prompt in record["prompts"])
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if not n.startswith("lm_head"))
 
 
