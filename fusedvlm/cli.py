@@ -7,11 +7,13 @@ import typer
 
 from fusedvlm.console import say
 from fusedvlm.conversion.cli import convert
+from fusedvlm.hub_cards.push_cli import push
 from fusedvlm.quickstart.cli import quickstart
 from fusedvlm.scaling.cli import app as scaling
 from fusedvlm.scaling.cli import plan
 from fusedvlm.scaling.profile_cli import profile
 from fusedvlm.serving.cli import describe, info
+from fusedvlm.trainers.cli import train
 
 app = typer.Typer(
     name="fusedvlm",
@@ -27,7 +29,9 @@ app.command()(info)
 app.command()(convert)
 app.command()(profile)
 app.command()(plan)
+app.command()(push)
 app.add_typer(scaling, name="scaling")
+app.add_typer(train, name="train")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,14 +76,14 @@ def problems(folder: Path, contents: bool = True) -> list[str]:
     return found
 
 
-def find_last_checkpoint(output_dir: str | Path) -> Path | None:
+def find_last_checkpoint(output_dir: str | Path, report: Callable[[str], None] = logger.warning) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones are reported and passed over. None when there is none."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         wrong = problems(folder)
         if not wrong:
             return folder
-        logger.warning("%s is passed over: %s.", folder, "; ".join(wrong[:3]))
+        report(f"{folder} is passed over: {'; '.join(wrong[:3])}.")
     return None
 
 

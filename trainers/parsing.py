@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -172,7 +173,10 @@ def _parse(kind: type, values: dict[str, Any], section: str) -> Any:
             words.append(json.dumps(value) if isinstance(value, dict | list) else str(value))
     parser = RecipeParser([kind], add_help=False, allow_abbrev=False)
     try:
-        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[0]
+        with warnings.catch_warnings():
+            # The name that every supported transformers knows; new ones also have another.
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[0]
     except ValueError as error:
         raise ValueError(f"{section}: {error}") from error
 

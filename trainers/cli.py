@@ -1,0 +1,79 @@
+"""`fusedvlm train`: the three stages from recipes."""
+
+from collections.abc import Sequence
+
+import typer
+
+# Words belong to TRL's parser: this module only sorts them by stage and answers --help.
+WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+train = typer.Typer(
+    help="Train a stage from a recipe: contrastive, then generation, then variants.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@train.command("contrastive", context_settings=WORDS)
+def contrastive(context: typer.Context) -> None:
+    """Stage 1: the fusion state of a question about an image against its answer."""
+    run_words(["contrastive", *context.args])
+
+
+@train.command("generation", context_settings=WORDS)
+def generation(context: typer.Context) -> None:
+    """Stage 2: answer through the frozen LLM; with `--config elastic` for every m at once."""
+    run_words(["generation", *context.args])
+
+
+@train.command("variants", context_settings=WORDS)
+def variants(context: typer.Context) -> None:
+    """Stage 3: one variant per (m, m') from the stage-2 weights; finished ones are skipped."""
+    run_words(["variants", *context.args])
+
+
+@train.command("recipes")
+def recipes() -> None:
+    """List the shipped recipes and presets."""
+    from fusedvlm.console import show
+
+    from .recipes import shipped_presets, shipped_recipes
+
+    for title, files in (("Recipes (--config)", shipped_recipes()), ("Presets (--preset)", shipped_presets())):
+        show(title)
+        for name, path in files.items():
+            show(f"  {name:<12} {first_comment(path.read_text(encoding='utf-8'))}")
+
+
+def first_comment(text: str) -> str:
+    """The first sentence of the comment a YAML file begins with."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).split(". ")[0].rstrip(".") + "."
+
+
+def run_words(words: Sequence[str]) -> None:
+    """A stage and its words: help, a resolved recipe, or a run.
+
+    Raises:
+        ValueError: for a stage that does not exist, and for mistakes in the words.
+    """
+    from .recipes import STAGES, did_you_mean
+
+    if not words or words[0] not in STAGES:
+        asked = words[0] if words else ""
+        raise ValueError(f"Name a stage: {did_you_mean(asked, STAGES)}")
+    stage, rest = words[0], list(words[1:])
+    if any(word in ("-h", "--help", "--help-all") for word in rest):
+        from .help import stage_help
+
+        from fusedvlm.console import show  # isort: skip
+
+        show(stage_help(stage, everything="--help-all" in rest))
+        return
+    from .train import run_stage
+
+    run_stage(stage, rest)
