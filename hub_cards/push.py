@@ -19,7 +19,7 @@ from fusedvlm.console import progress
 
 from .difference import Difference, LocalFile, State, difference, holds, list_files, look
 from .errors import CALL_ERRORS, Conflict, PushError, status_of, unwrap
-from .hub import Hub
+from .hub import Hub, Patience
 
 COMMIT_PREFIX = "fusedvlm push: "  # how this tool finds its own last commit
 
@@ -160,6 +160,32 @@ def push(
     for job in jobs if public and not create_pr else ():
         publish(hub, job)
     return [job.result(hub) for job in jobs]
+
+
+def plan(
+    releases: Sequence[Pushable], hub: Hub | None = None, *, overwrite: bool = False
+) -> tuple[list[Pushed], str | None]:
+    """What `push` would do, without doing it; needs no token for public repositories and no network for the sizes.
+
+    Returns:
+        One record per release, and why they could not be compared with the Hub; None when they could.
+
+    Raises:
+        ValueError: for wrong input and the conflicts that `push` would stop at.
+    """
+    hub = hub or Hub(patience=Patience(attempts=2))
+    jobs = prepare(releases)
+    try:
+        for job in progress(jobs, "comparing", disable=len(jobs) == 1):
+            compare(hub, job)
+            refuse_conflicts(hub, job, overwrite)
+    except Conflict:
+        raise
+    except PushError as error:
+        return [replace(job.result(hub), difference=None) for job in jobs], str(error)
+    for job in jobs:
+        job.commit = job.state.head if job.state and not job.difference else None
+    return [job.result(hub) for job in jobs], None
 
 
 def check_account(hub: Hub, jobs: Sequence[Job], any_namespace: bool = False) -> str:
