@@ -1,9 +1,38 @@
-"""`fusedvlm check`: is a folder the complete and sound repository of a variant?"""
+"""Is a folder the complete and sound repository of a variant? Nothing of it is executed here (see loading.py)."""
 
-from dataclasses import dataclass
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .bundle import Files
+import yaml
+
+from .bundle import Files, check_code, is_local
+from .contents import CARD, CHECKSUMS, FACTS, FOREIGN, evidence_files
+from .facts import COMMIT, CardFacts
+from .licences import check_stated
+from .lint import lint_card
+from .readback import differences
+from .safety import looks_like_pickle, paths_in, secrets_in
+from .sources import content_hash, content_size, count_facts
+from .weights import weight_problems
+
+REQUIRED = (
+    CARD, FACTS, CHECKSUMS, "LICENSE-CODE", "config.json", "generation_config.json", "processor_config.json",
+    "tokenizer_config.json", "chat_template.jinja", "query_tokenizer/tokenizer_config.json", "training/data.json",
+)  # fmt: skip
+AUTO_CLASSES = {
+    "config.json": ("AutoConfig", "AutoModel", "AutoModelForImageTextToText"),
+    "processor_config.json": ("AutoProcessor",),
+}
+# What `git clone` and `hf download --local-dir` leave beside the files.
+BESIDE = (".git/", ".cache/huggingface/")
+SUFFIXES = {".json", ".safetensors", ".py", ".md", ".txt", ".jinja", ".png", ".yaml", ".model"}
+NAMES = {"LICENSE", "LICENSE-CODE", "NOTICE", ".gitattributes"}
+# Only for tokenizers: their entries are pieces of text that may look like anything.
+VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"}
 
 
 @dataclass(frozen=True)
@@ -18,10 +47,162 @@ class Problem:
 
 
 def check_files(files: Files, repo_id: str | None = None) -> list[Problem]:
-    """Problems of a repository's files, without loading the model. Empty when all is well."""
-    raise NotImplementedError
+    """Problems of a repository's files, without loading the model; empty when all is well.
+
+    Args:
+        files: path in the repository -> file here, or bytes.
+        repo_id: the repository they are for; None takes the one that the facts name.
+    """
+    with tempfile.TemporaryDirectory(prefix="fusedvlm-check-") as name:
+        folder = Path(name)
+        for path, content in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                target.write_bytes(content)
+            else:
+                target.symlink_to(Path(content).resolve())
+        return check_static(folder, repo_id)
 
 
-def check_folder(path: Path) -> list[Problem]:
-    """Problems of a folder, including whether it loads and answers without this package."""
-    raise NotImplementedError
+def check_folder(path: Path, repo_id: str | None = None, load: bool = True) -> list[Problem]:
+    """Problems of a folder. When its files are sound, it is also loaded and asked where this package is not installed.
+
+    Raises:
+        ValueError: when there is no such folder.
+    """
+    from .loading import loading_problem
+
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder.")
+    problems = check_static(path, repo_id)
+    # Code that is not what its checksum says must not run.
+    if load and not problems and (message := loading_problem(path)):
+        problems.append(Problem("config.json", message))
+    return problems
+
+
+def check_static(folder: Path, repo_id: str | None = None) -> list[Problem]:
+    """Problems of a folder's files, without running anything of it."""
+    files = folder_files(folder)
+    problems = [Problem(name, "missing") for name in REQUIRED if name not in files]
+    if not any(name.endswith(".safetensors") for name in files):
+        problems.append(Problem("model.safetensors", "missing"))
+    problems += _unsafe(files)
+    problems += _unreadable(files)
+    problems += _hashes(files)
+    if problems:
+        return problems  # what follows reads these files and would say the same again, less clearly
+    problems += _configs(folder, files)
+    problems += [Problem(*found) for found in weight_problems(folder)]
+    problems += _card(folder, files, repo_id)
+    return problems
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
+    """{path in the repository: file}, sorted."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if not name.startswith(BESIDE)}
+
+
+def _unsafe(files: Mapping[str, Path]) -> Iterator[Problem]:
+    """Pickles under any name, strange files, secrets, folders of somebody's machine."""
+    for name, path in files.items():
+        if what := looks_like_pickle(path):
+            yield Problem(name, f"{what}; such a file can run code when it is loaded")
+        elif path.suffix not in SUFFIXES and path.name not in NAMES:
+            yield Problem(name, "is not a kind of file that a variant's repository holds")
+        for what in secrets_in(path):
+            yield Problem(name, f"holds {what}")
+        if path.suffix != ".png" and path.name not in VOCABULARIES:
+            for what in paths_in(path):
+                yield Problem(name, f"names a folder of somebody's machine, {what}")
+
+
+def _unreadable(files: Mapping[str, Path]) -> Iterator[Problem]:
+    """Text that is not text, JSON and YAML that do not parse."""
+    readers = {".json": json.loads, ".yaml": yaml.safe_load}
+    for name, path in files.items():
+        if path.suffix not in {".json", ".yaml", ".md", ".txt", ".jinja", ".py"} and path.name not in NAMES:
+            continue
+        try:
+            readers.get(path.suffix, str)(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            yield Problem(name, f"damaged ({str(error).splitlines()[0]})")
+
+
+def _hashes(files: Mapping[str, Path]) -> Iterator[Problem]:
+    """Every file has the sha256 that checksums.json states, and none is left out."""
+    if CHECKSUMS not in files:
+        return
+    try:
+        stated = json.loads(files[CHECKSUMS].read_text(encoding="utf-8"))["files"]
+        listed = dict(stated)
+    except (ValueError, KeyError, TypeError) as error:
+        yield Problem(CHECKSUMS, f"is not a list of checksums ({error!r})")
+        return
+    for name in sorted({*listed, *files} - {CHECKSUMS, *FOREIGN}):
+        if name not in files:
+            yield Problem(name, f"missing, though {CHECKSUMS} lists it")
+        elif name not in listed:
+            yield Problem(name, f"not listed in {CHECKSUMS}")
+        elif content_hash(files[name]) != listed[name]:
+            yield Problem(name, f"was changed: its sha256 is not the one in {CHECKSUMS}")
+
+
+def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
+    """Backbones pinned to commits; Auto classes that exist; code that runs elsewhere."""
+    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    for role in ("text", "vision"):
+        name, revision = (config.get(f"{role}_model_{key}") for key in ("name_or_path", "revision"))
+        if name and is_local(name):
+            yield Problem("config.json", f"refers to {name}, a folder of somebody's machine")
+        elif name and role == "text" and not COMMIT.fullmatch(revision or ""):
+            yield Problem("config.json", f"refers to {name} at {revision!r} instead of a 40-digit commit")
+    code = sorted(path for name, path in files.items() if path.suffix == ".py")
+    try:
+        yield from (Problem(*message.split(": ", 1)) for message in check_code(code))
+    except SyntaxError as error:
+        yield Problem(Path(error.filename or "code").name, f"is not Python ({error.msg})")
+        return
+    for name, wanted in AUTO_CLASSES.items():
+        auto_map = json.loads(files[name].read_text(encoding="utf-8")).get("auto_map") or {}
+        for auto in wanted:
+            module, _, class_name = str(auto_map.get(auto, "")).partition(".")
+            source = files.get(f"{module}.py")
+            if source is None or not re.search(rf"^class {class_name}\b", source.read_text("utf-8"), re.MULTILINE):
+                yield Problem(name, f"auto_map gives {auto} as {auto_map.get(auto)!r}, which is not in the repository")
+
+
+def _card(folder: Path, files: Mapping[str, Path], repo_id: str | None) -> Iterator[Problem]:
+    """The card against its facts, the facts against the files, and what the Hub would refuse."""
+    try:
+        facts = CardFacts.from_json(files[FACTS].read_text(encoding="utf-8"))
+        check_stated(facts.stated, facts.counted)
+    except ValueError as error:
+        yield Problem(FACTS, str(error).removeprefix(f"{FACTS}: "))
+        return
+    if repo_id is not None and facts.repo_id != repo_id:
+        yield Problem(FACTS, f"is about {facts.repo_id}, this is {repo_id}")
+    text = files[CARD].read_text(encoding="utf-8")
+    yield from (Problem(CARD, what) for what in differences(text, facts))
+    sizes = {name: content_size(path) for name, path in files.items()}
+    yield from (Problem(CARD, what) for what in lint_card(text, sizes, facts.repo_id))
+    yield from (Problem(name, "missing, though the facts name it") for name in facts.files if name not in files)
+    for name, content in evidence_files(facts).items():
+        if name in files and files[name].read_bytes() != content:
+            yield Problem(name, f"is not what {FACTS} says")
+    yield from _counted(folder, files, facts)
+
+
+def _counted(folder: Path, files: Mapping[str, Path], facts: CardFacts) -> Iterator[Problem]:
+    """Facts that follow from files, counted again."""
+    try:
+        counted = asdict(count_facts(folder, dict(files), facts.stated))
+    except ValueError as error:
+        yield Problem("config.json", str(error).splitlines()[0])
+        return
+    for name, value in asdict(facts.counted).items():
+        if counted[name] != value:
+            yield Problem(FACTS, f"says {name} = {value!r}, the files say {counted[name]!r}")

@@ -4,6 +4,7 @@ A reading of the licence texts, not legal advice. Licence texts of others are no
 one has it as a file and states where (`license_files` in facts.yaml, or --license-file).
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,20 @@ from .facts import CountedFacts, StatedFacts
 
 APACHE = "apache-2.0"
 CODE_LICENSE = "LICENSE-CODE"
+# What the Hub accepts in a card's metadata.
+LICENSES = set(
+    """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+    cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc h-research intel-research
+    lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1
+    ncsa unlicense zlib pddl deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1
+    llama3.2 llama3.3 llama4 gemma unknown other
+    """.split()  # noqa: SIM905 - a list of them would be five times as long
+)
 # The same text as the package's own LICENSE, which an installed package does not have at hand.
 APACHE_TEXT = Path(__file__).parent / "templates" / "apache-2.0.md"
 
@@ -70,6 +85,11 @@ def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
             "No licence is stated, and there is no default; write `license: apache-2.0` (or whichever is right) into "
             "facts.yaml beside the variant, or give --license."
         )
+    if stated.license not in LICENSES:
+        raise ValueError(
+            f"The Hub knows no licence {stated.license!r}{_similar(stated.license)}; for one that it does not list, "
+            "state `license: other` with license_name and license_link."
+        )
     if stated.license == "other" and not (stated.license_name and stated.license_link):
         raise ValueError("license: other also needs license_name and license_link in facts.yaml.")
     name = counted.language_model.repo or ""
@@ -84,6 +104,11 @@ def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
             f"license is {stated.license}, but the language model is under {stated.llm_license}, which goes on to what "
             f"is made from it; state `license: {stated.llm_license}`."
         )
+
+
+def _similar(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), LICENSES, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, Path | bytes]:

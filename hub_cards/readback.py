@@ -15,9 +15,9 @@ from huggingface_hub import ModelCard
 
 from .facts import CardFacts, mean_scores
 from .metadata import card_metadata
+from .tables import MISSING, glance, render_title
 
 GLANCE, FAMILY = "At a glance", "The family"
-MISSING = "—"
 LINK = re.compile(r"^\[(.*)\]\((.*)\)$")
 
 
@@ -80,8 +80,6 @@ def _table(text: str, heading: str) -> list[list[str]]:
 
 def differences(text: str, facts: CardFacts) -> list[str]:
     """Where a card shows something else than its facts, one line each; empty when it says what they say."""
-    from .render import glance, render_title
-
     try:
         shown = read_back(text)
     except ValueError as error:
