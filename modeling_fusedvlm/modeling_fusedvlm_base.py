@@ -172,7 +172,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         if not getattr(config.vision_config, "vision_use_head", True):
             wanted = {name: tensor for name, tensor in wanted.items() if ".vision_tower.head." not in name}
         model = cls.from_pretrained(None, config=config, state_dict=wanted, dtype=dtype)
-        model.config.name_or_path = ""
+        model.name_or_path = model.config.name_or_path = ""
         settings = load_generation_config(text, text_revision, image_token_id) if model.can_generate() else None
         if settings is not None:
             model.generation_config = settings

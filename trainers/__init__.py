@@ -4,6 +4,9 @@ import importlib
 
 # Public name -> module that defines it. Loaded on first use, so that command-line help stays instant.
 _PUBLIC = {
+    "LORA_PRESETS": "adapters",
+    "add_lora": "adapters",
+    "lora_config": "adapters",
     "ContrastiveArguments": "arguments",
     "FusedVLMArguments": "arguments",
     "GenerationArguments": "arguments",

@@ -15,6 +15,12 @@ class FusedVLMArguments(TrainingArguments):
         freeze: module prefixes to keep fixed beside the LLM, e.g. `model.vision_tower.`.
         vision_learning_rate: learning rate of the vision tower; the common one when not given.
 
+    > Parameters that control adapters (then exactly they learn, see `adapters.add_lora`)
+
+        lora: presets: "fusion", "vision", "llm".
+        lora_rank, lora_alpha, lora_dropout: as in `peft.LoraConfig`.
+        lora_train_also: modules that learn whole beside the adapters.
+
     > Parameters that control what is watched and measured
 
         watch_steps: every so many steps, beside every save and the end, make sure that frozen weights did not change.
@@ -27,6 +33,15 @@ class FusedVLMArguments(TrainingArguments):
     freeze: list[str] = field(default_factory=list, metadata={"help": "Module prefixes to keep fixed."})
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the vision tower; by default the common one."}
+    )
+    lora: list[str] | None = field(
+        default=None, metadata={"help": "Train adapters instead, on one or several of: fusion, vision, llm."}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Adapters are scaled by alpha / rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    lora_train_also: list[str] = field(
+        default_factory=list, metadata={"help": "Modules that learn whole beside adapters, e.g. model.projector."}
     )
     watch_steps: int = field(default=500, metadata={"help": "Look at the frozen weights every so many steps."})
     peak_tflops: float | None = field(

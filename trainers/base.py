@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.utils import logging
 
+from .adapters import add_lora
 from .arguments import FusedVLMArguments
 from .callbacks import WeightWatch
 from .checkpoints import WholeCheckpoints
@@ -46,6 +47,15 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs, and packed image inputs cannot be split among them by row: start "
                 "one process per GPU (accelerate launch, torchrun), or show one (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if args.lora:
+            model = add_lora(
+                model,
+                args.lora,
+                rank=args.lora_rank,
+                alpha=args.lora_alpha,
+                dropout=args.lora_dropout,
+                train_also=args.lora_train_also,
             )
         self.trainable_names = select_trainable(model, self.stage, tuple(args.freeze))
         super().__init__(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from peft import PeftModel
 from torch import nn
 
 # Module prefixes that learn at each stage (paper appendix C). The LLM never does.
@@ -41,6 +42,9 @@ class ParameterGroup:
 def select_trainable(model: nn.Module, stage: str, freeze: tuple[str, ...] = ()) -> list[str]:
     """Switch gradients on for exactly the parameters that learn at a stage.
 
+    On a model with adapters exactly they learn, with the modules that peft trains whole beside them
+    (`modules_to_save`), whatever the stage.
+
     Args:
         model: the model of that stage.
         stage: "contrastive" or "generation".
@@ -58,9 +62,12 @@ def select_trainable(model: nn.Module, stage: str, freeze: tuple[str, ...] = ())
     for prefix in freeze:
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"freeze={prefix!r} matches no parameter; modules are {_modules(names)}.")
+    has_adapters = isinstance(model, PeftModel)
     trainable = []
     for name, parameter in model.named_parameters():
-        learns = name.startswith(STAGES[stage]) and not name.startswith(freeze or ("\0",))
+        # CODEPATH: peft has switched gradients on for what it added; everything else follows from the stage.
+        learns = parameter.requires_grad if has_adapters else name.startswith(STAGES[stage])
+        learns = learns and not name.startswith(freeze or ("\0",))
         parameter.requires_grad_(learns)
         if learns:
             trainable.append(name)
@@ -77,7 +84,7 @@ def group_parameters(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_vision = name.startswith("model.vision_tower.")
+        is_vision = name.removeprefix("base_model.model.").startswith("model.vision_tower.")
         decays = not name.endswith(NO_DECAY_ENDINGS)
         rate = vision_learning_rate if is_vision and vision_learning_rate is not None else learning_rate
         part = "vision" if is_vision else "fusion"
