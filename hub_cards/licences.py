@@ -29,6 +29,8 @@ LICENSES = set(
 )
 # The same text as the package's own LICENSE, which an installed package does not have at hand.
 APACHE_TEXT = Path(__file__).parent / "templates" / "apache-2.0.md"
+# OpenAI's CLIP towers: their repositories state no licence, the code they came with is under this one.
+CLIP_PREFIX, CLIP_TEXT = "openai/clip-", Path(__file__).parent / "templates" / "clip-mit.md"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,14 @@ TERMS = {
         say="The agreement limits use by very large services, and neither the weights nor their answers may be used to "
         "improve language models other than Llama 2 and its derivatives.",
     ),
-    **{f"llama{number}": _llama_3(number) for number in ("3", "3.1", "3.2", "3.3")},
+    **{f"llama{number}": _llama_3(number) for number in ("3", "3.1", "3.2", "3.3", "4")},
+    "gemma": Terms(
+        title="Gemma Terms of Use",
+        phrase="gemma terms of use",
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        policy="https://ai.google.dev/gemma/prohibited_use_policy",
+        say="The terms and their use restrictions go on to everybody who receives these weights.",
+    ),
 }
 # Language models whose licence is known from their name; a variant of one cannot be published with it unstated.
 KNOWN_PREFIXES = {"meta-llama/Llama-2": "llama2", "lmsys/vicuna": "llama2", "meta-llama/": "llama3"}
@@ -111,35 +120,41 @@ def _similar(name: str) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, Path | bytes]:
+def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes]:
     """{name in the repository: content} of the licence and notice files.
 
     Raises:
         ValueError: when a licence is missing, contradicts another, or its text was not given, with the fix.
     """
     check_stated(stated, counted)
-    texts: dict[str, Path | bytes] = {CODE_LICENSE: APACHE_TEXT.read_bytes()}
+    texts = {CODE_LICENSE: APACHE_TEXT.read_bytes()}
     texts |= _given(stated.license_files)
     terms = TERMS.get(stated.license)
-    if terms is None:
-        if stated.license == APACHE:
-            texts.setdefault("LICENSE", APACHE_TEXT.read_bytes())
-        return texts
-    if "LICENSE" not in texts:
+    if terms is not None:
+        _check_agreement(stated, terms)
+    elif stated.license == APACHE:
+        texts.setdefault("LICENSE", APACHE_TEXT.read_bytes())
+    notice = _notice(terms, counted)
+    if "NOTICE" in texts and terms is not None and terms.notice not in texts["NOTICE"].decode():
+        raise ValueError(f"The NOTICE file given lacks the sentence that the licence asks for: {terms.notice}")
+    return {"NOTICE": notice.encode(), **texts} if notice else texts
+
+
+def _check_agreement(stated: StatedFacts, terms: Terms) -> None:
+    """Raise `ValueError` when the text of an agreement that must travel along was not given."""
+    if not stated.license_files:
         raise ValueError(
             f"The {terms.title} asks for a copy of its text in the repository; give the file with --license-file, or "
             "as license_files: [path] in facts.yaml."
         )
-    text = Path(stated.license_files[0]).read_text(encoding="utf-8", errors="replace")
+    text = Path(stated.license_files[0]).read_text(encoding="utf-8")
     if terms.phrase not in " ".join(text.lower().split()):
         raise ValueError(f"{stated.license_files[0]} does not read like the {terms.title}; give that text first.")
-    texts.setdefault("NOTICE", _notice(terms, counted).encode())
-    return texts
 
 
-def _given(paths: Sequence[str]) -> dict[str, Path | bytes]:
+def _given(paths: Sequence[str]) -> dict[str, bytes]:
     """Stated licence files under their names in the repository, the first as LICENSE."""
-    texts: dict[str, Path | bytes] = {}
+    texts: dict[str, bytes] = {}
     for number, path in enumerate(map(Path, paths)):
         name = "LICENSE" if number == 0 else path.name
         if not path.is_file():
@@ -153,15 +168,23 @@ def _given(paths: Sequence[str]) -> dict[str, Path | bytes]:
     return texts
 
 
-def _notice(terms: Terms, counted: CountedFacts) -> str:
-    model = counted.language_model
-    name = model.repo or f"a {model.type} model"
-    part = (
-        f"The weights of the language model ({name}) are part of this repository."
-        if counted.self_contained
-        else f"The weights of the language model ({name}) are not part of this repository; its tokenizer files are."
-    )
-    return (
-        f"{terms.notice}\n\n{part}\nFusion module, projection and vision tower weights were trained or adapted by the "
-        f"publisher of this repository.\nThe Python files are under Apache-2.0, see {CODE_LICENSE}.\n"
-    )
+def _notice(terms: Terms | None, counted: CountedFacts) -> str:
+    """What must be said about the parts made by others; empty when nothing must."""
+    parts = []
+    if terms is not None:
+        model = counted.language_model
+        name = model.repo or f"a {model.type} model"
+        where = (
+            "are part of this repository"
+            if counted.self_contained
+            else "are not part of this repository, its tokenizer is"
+        )
+        parts += [
+            terms.notice,
+            f"The weights of the language model ({name}) {where} this repository, its tokenizer is. Fusion module, "
+            "projection and vision tower were trained or adapted by the publisher of this repository. The Python files "
+            f"are under Apache-2.0, see {CODE_LICENSE}.",
+        ]
+    if (counted.vision.repo or "").startswith(CLIP_PREFIX):
+        parts.append(f"The vision tower is made from {counted.vision.repo}:\n\n{CLIP_TEXT.read_text(encoding='utf-8')}")
+    return "\n\n".join(parts) + "\n" if parts else ""

@@ -123,6 +123,24 @@ def build_release(
     return Release(repo_id, tag, facts.m, dict(sorted(files.items())), facts, tuple(notes))
 
 
+def draft(
+    variant: Path, repo_id: str, *, tag: str = TAG, family: Sequence[Neighbour] = (), stated: StatedFacts
+) -> Files:
+    """The card, facts, plots and results of a variant that may not be ready to be published; what is missing shows.
+
+    Raises:
+        ValueError: for a variant or results that are damaged.
+    """
+    variant = Path(variant)
+    check_names(repo_id, tag)
+    files: Files = {path.name: path for path in (variant / "config.json", *sorted(variant.glob("*.safetensors")))}
+    stated = replace(stated, license_files=())  # a draft has none of them
+    facts = gather_facts(variant, files, repo_id, tag=tag, family=family, stated=stated)
+    evidence = evidence_files(facts)
+    facts = replace(facts, files=tuple(sorted(evidence)))
+    return {**evidence, **card_files(facts)}
+
+
 def gather_facts(
     variant: Path, files: Files, repo_id: str, *, tag: str = TAG, family: Sequence[Neighbour] = (), stated: StatedFacts
 ) -> CardFacts:
@@ -177,15 +195,20 @@ def build_family(
     Raises:
         ValueError: as `build_release`.
     """
+    given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_files))}
+    return [
+        build_release(variant, repo_id, tag=tag, family=family, stated=find_stated(variant, stated, **given))
+        for variant, repo_id, family in name_family(folder, namespace, name)
+    ]
+
+
+def name_family(folder: Path, namespace: str, name: str | None = None) -> list[tuple[Path, str, tuple[Neighbour, ...]]]:
+    """(variant, its repository, all of the family) in the order of m."""
     variants = find_variants(folder)
     counts = [_variant_m(variant) for variant in variants]
     name = name or _common_name(variants, counts)
-    family = [Neighbour(m, f"{namespace}/{name}-m{m}") for m in counts]
-    given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_files))}
-    return [
-        build_release(variant, neighbour.repo_id, tag=tag, family=family, stated=find_stated(variant, stated, **given))
-        for variant, neighbour in zip(variants, family, strict=True)
-    ]
+    family = tuple(Neighbour(m, f"{namespace}/{name}-m{m}") for m in counts)
+    return [(variant, neighbour.repo_id, family) for variant, neighbour in zip(variants, family, strict=True)]
 
 
 def _common_name(variants: list[Path], counts: list[int]) -> str:

@@ -99,8 +99,11 @@ def read_config(folder: Path, content: Content) -> dict:
 
 
 def find_beside(variant: Path, name: str) -> Path | None:
-    """A file of the run: in the variant or in the family's folder."""
-    return next((path for path in (variant / name, variant.parent / name) if path.is_file()), None)
+    """A file of the run: in the family's folder, or in the variant.
+
+    The family's wins: a copy inside may be the one that an earlier card left there, before the last evaluation.
+    """
+    return next((path for path in (variant.parent / name, variant / name) if path.is_file()), None)
 
 
 def read_results(variant: Path, name: str) -> EvaluationResults | None:

@@ -1,0 +1,97 @@
+"""`fusedvlm check`, `fusedvlm card` and `fusedvlm space`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")]
+Facts = Annotated[
+    Path | None,
+    typer.Option("--facts", help="YAML file of stated facts; facts.yaml beside or in the variant by default."),
+]
+License = Annotated[str | None, typer.Option(help="Licence of the weights, as the Hub spells it. No default.")]
+LlmLicense = Annotated[str | None, typer.Option(help="Licence of the language model.")]
+LicenseFile = Annotated[
+    list[Path] | None,
+    typer.Option("--license-file", help="Licence text that must travel along; repeat it, the agreement itself first."),
+]
+Namespace = Annotated[str, typer.Option(help="User or organisation that the repositories will belong to.")]
+Name = Annotated[
+    str | None, typer.Option(help="Repositories are called NAME-m1, NAME-m2, ...; from the folders if left out.")
+]
+Tag = Annotated[str, typer.Option(help="Release that the card's snippets pin.")]
+
+
+def check(
+    target: Annotated[
+        str, typer.Argument(help="Folder of a variant or of a family, or Hub repository.", metavar="DIR|REPO")
+    ],
+    revision: Revision = None,
+    load: Annotated[bool, typer.Option(help="Load the model and ask it; this runs the code in the folder.")] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Verify that a folder or repository is a complete and sound variant.
+
+    Complete; every file as checksums.json says; no pickle, secret or path of somebody's machine; backbones pinned to
+    commits; card valid and equal to facts.json, facts equal to the files; loads and answers in a process that cannot
+    import this package. One line per problem; exit code 1 when there are any, 2 when there is nothing to check.
+
+    Example: fusedvlm check runs/published/fusedvlm-m8
+    """
+    from fusedvlm.console import emit_json, show
+
+    from .verify import verify
+
+    reports = verify(target, revision, load)
+    if json_output:
+        emit_json([report.to_dict() for report in reports])
+    else:
+        for report in reports:
+            show(str(report))
+    if any(report.problems for report in reports):
+        raise typer.Exit(1)
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="Folder of a variant or of a family.", metavar="DIR")],
+    output: Annotated[
+        Path | None, typer.Option(help="Write the whole repository here instead; a folder per variant for a family.")
+    ] = None,
+    namespace: Namespace = "your-name",
+    name: Name = None,
+    tag: Tag = "v1.0",
+    facts: Facts = None,
+    license: License = None,
+    llm_license: LlmLicense = None,
+    license_file: LicenseFile = None,
+) -> None:
+    """Write a variant's model card, and with a licence everything else its repository needs.
+
+    Scores and latencies come from results.json, the training record from run.json, both beside the variant. What only a
+    person can say comes from facts.yaml (license, llm_license, datasets, intended_use, limitations, ...). Without a
+    licence a draft of the card is written, with the licence shown as missing; it cannot be published.
+
+    Example: fusedvlm card runs/quickstart --license apache-2.0 --output runs/published
+    """
+    from fusedvlm.console import say
+
+    from .facts import find_stated
+    from .release import build_release, draft, name_family, write_file
+
+    given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
+    members = name_family(folder, namespace, name)
+    for variant, repo_id, family in members:
+        stated = find_stated(variant, facts, **given)
+        names = {"tag": tag, "family": family, "stated": stated}
+        if stated.license is None and output is None:
+            files, notes = draft(variant, repo_id, **names), ["a draft: no licence is stated (facts.yaml or --license)"]
+        else:
+            release = build_release(variant, repo_id, **names)
+            files, notes = release.files, release.notes
+        target = variant if output is None else output if len(members) == 1 else output / repo_id.partition("/")[2]
+        for path, content in files.items():
+            write_file(target / path, content)
+        say(f"{target / 'README.md'}: card of {repo_id}, {len(files)} files")
+        for note in notes:
+            say(f"  {note}")
