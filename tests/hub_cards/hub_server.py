@@ -4,7 +4,8 @@ API on http://127.0.0.1:port, large files on http://localhost:port, so that the 
 one; a large-file request that carries a token is refused, so a leaked token fails the test that leaks it. Uploads work
 through LFS and through Xet, whose client stores into a folder (`local://`) by itself.
 
-Faults: `server.fault = Fault(number=3, kind="cut_body", at=100)` hits the third request from now on.
+Faults: `server.fault = Fault(number=3, kind="cut_body", at=100)` hits the third request from now on; those in
+`server.later` follow one after the other, each counted from the one before.
 """
 
 import base64
@@ -75,6 +76,7 @@ class HubServer(ThreadingHTTPServer):
         self.store = Store(folder)
         self.lock = threading.RLock()
         self.fault: Fault | None = None
+        self.later: list[Fault] = []
         self.calls: list[tuple[str, str, int]] = []
         self.headers_seen: list[str] = []
         self.on_change: Callable[[Repo], None] = lambda repo: None
@@ -113,7 +115,7 @@ class HubServer(ThreadingHTTPServer):
                 return None
             fault.hits += 1
             if fault.hits >= fault.times:
-                self.fault = None
+                self.fault = self.later.pop(0) if self.later else None
             return fault
 
 
@@ -216,8 +218,12 @@ class Handler(BaseHTTPRequestHandler):
         for method, pattern, name in ROUTES:
             match = pattern.fullmatch(self.url)
             if match and (method == self.command or (method == "GET" and self.command == "HEAD")):
-                result = getattr(self, name)(**{k: unquote(v) for k, v in match.groupdict().items() if v is not None})
-                self.strike("after")
+                try:
+                    result = getattr(self, name)(
+                        **{k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                    )
+                finally:
+                    self.strike("after")  # a refusal can be lost on its way as well
                 self.answer(*result) if isinstance(result, tuple) else self.answer(200, result)
                 return
         raise Problem(404, f"No such page: {self.command} {self.url}")
