@@ -129,6 +129,8 @@ def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, see
     text = arguments.text
     if isinstance(text, dict):
         text = str(write_random_llm(text, output_dir / "backbones" / "llm", seed))
+    # Seeded again for each part: whether the LLM had to be written must not change what comes after it.
+    set_seed(seed)
     answer = _answer_tower(arguments, query_tokenizer, seed) if stage == "contrastive" else None
     options = {
         "num_visual_tokens": arguments.num_visual_tokens,

@@ -12,26 +12,35 @@ def open_datasets(arguments: DataArguments):
     Raises:
         ValueError: for a source that does not exist or cannot be read, naming it.
     """
-    train = _open(arguments.sources, arguments.mixture_seed, arguments.fraction, arguments.fraction_seed)
-    if not arguments.eval_sources:
-        return train, None
-    return train, _open(arguments.eval_sources, arguments.mixture_seed, 1.0, 0)
-
-
-def _open(sources: list[dict[str, Any]], seed: int, fraction: float, fraction_seed: int):
     from fusedvlm.data import build_dataset
 
-    return build_dataset({"sources": sources, "seed": seed})
+    spec = {"sources": subset_sources(arguments), "seed": arguments.mixture_seed}
+    train = build_dataset(spec)
+    if not arguments.eval_sources:
+        return train, None
+    return train, build_dataset({"sources": arguments.eval_sources, "seed": arguments.mixture_seed})
+
+
+def subset_sources(arguments: DataArguments) -> list[dict[str, Any]]:
+    """The training sources with `data.fraction` on top of each one's own fraction."""
+    if arguments.fraction == 1:
+        return arguments.sources
+    return [
+        {
+            "seed": arguments.fraction_seed,
+            **source,
+            "fraction": float(source.get("fraction", 1.0)) * arguments.fraction,
+        }
+        for source in arguments.sources
+    ]
 
 
 def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:
-    """Sources, their files' sizes and times, the subset, and how many samples it has."""
+    """Sources with their files' sizes, the subset, and how many samples an epoch has (None when streamed)."""
     return {
-        "sources": [{**source, **_facts(source)} for source in arguments.sources],
+        "sources": [{**source, **_facts(source)} for source in subset_sources(arguments)],
         "mixture_seed": arguments.mixture_seed,
-        "fraction": arguments.fraction,
-        "fraction_seed": arguments.fraction_seed,
-        "samples": len(dataset),
+        "samples": len(dataset) if hasattr(dataset, "__len__") else None,
     }
 
 

@@ -1,0 +1,185 @@
+"""Small runs of recipes in processes of their own, for tests of killing, resuming and distribution.
+
+Children are forked from a server that has imported torch and the trainers once, so each starts in milliseconds and can
+be killed with signal 9 like any process.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from transformers.utils import logging as hf_logging
+
+from fusedvlm.quickstart.world import make_sample
+from fusedvlm.trainers import checkpoints
+from fusedvlm.trainers.checkpoints import WholeCheckpoints
+from fusedvlm.trainers.recipes import Recipe, load_recipe, merge
+from fusedvlm.trainers.train import run_recipe
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["fusedvlm.tests.trainers.smoke"])
+KILLED = -signal.SIGKILL
+
+
+def write_data(folder: Path, count: int = 12, text_only: tuple[int, ...] = (), turns: int | None = None) -> Path:
+    """A chat-format JSONL file about pictures of the quickstart's world; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        picture = make_sample(0, number)
+        picture.image.save(folder / f"{number}.png")
+        questions = picture.draw_questions(np.random.default_rng(number), turns or 1 + number % 2, dense=False)
+        messages = []
+        for turn, question in enumerate(questions):
+            shown = [{"type": "image"}] if turn == 0 and number not in text_only else []
+            messages += [
+                {"role": "user", "content": [*shown, {"type": "text", "text": question.text}]},
+                {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+            ]
+        images = [] if number in text_only else [str(folder / f"{number}.png")]
+        rows.append({"images": images, "messages": messages})
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def smoke_recipe(stage: str, output_dir: Path, data: Path, **sections) -> Recipe:
+    """The smoke preset of a stage on a data file, with further settings by section."""
+    name = "elastic" if stage == "elastic" else stage
+    recipe = load_recipe(name, preset="cpu_smoke")
+    own = {
+        "data": {"sources": [{"type": "chat", "path": str(data)}]},
+        "training": {"output_dir": str(output_dir), "disable_tqdm": True},
+    }
+    recipe.sections = merge(merge(recipe.sections, own), sections)
+    return recipe
+
+
+class KillAt(TrainerCallback):
+    """Signal 9 to this very process at the end of a step; at the n-th run when a ladder has several."""
+
+    def __init__(self, step: int, run: int = 0):
+        self.step, self.run, self.runs = step, run, -1
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.runs += 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.runs == self.run and state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillInSave:
+    """Signal 9 while the second checkpoint is being written, at the call of one of the functions that write it."""
+
+    def __init__(self, moment: str):
+        self.moment = moment
+
+    def __call__(self) -> None:
+        owner = WholeCheckpoints if self.moment == "optimizer" else checkpoints
+        name = "_save_optimizer_and_scheduler" if self.moment == "optimizer" else self.moment
+        original = getattr(owner, name)
+        calls = []
+
+        def wrapper(*args, **kwargs):
+            # Any call for something else than a checkpoint does not count.
+            if not any("checkpoint-" in str(argument) for argument in args):
+                return original(*args, **kwargs)
+            calls.append(1)
+            if len(calls) == 2:
+                if self.moment == "optimizer":
+                    (Path(args[1]) / "optimizer.pt").write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapper)
+
+
+def _train(recipe: Recipe, kill, environment: dict[str, str]) -> None:
+    os.environ.update({"TRANSFORMERS_VERBOSITY": "error", **environment})
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    callbacks = []
+    if isinstance(kill, KillAt):
+        callbacks.append(kill)
+    elif kill is not None:
+        kill()
+    run_recipe(recipe, callbacks=callbacks)
+
+
+def start(recipe: Recipe, kill=None, environment: dict[str, str] | None = None):
+    """A process that trains a recipe. `kill`: a `KillAt`, or a function that arranges the death."""
+    process = PROCESSES.Process(target=_train, args=(recipe, kill, environment or {}))
+    process.start()
+    return process
+
+
+def finish(*processes, timeout: float = 120) -> list[int]:
+    """Exit codes of processes; those that hang are killed and fail the test."""
+    for process in processes:
+        process.join(timeout)
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+        process.join()
+    assert not hanging, f"{len(hanging)} of {len(processes)} processes hang"
+    return [process.exitcode for process in processes]
+
+
+def run(recipe: Recipe, kill=None) -> int:
+    """Exit code of one process that trains a recipe."""
+    return finish(start(recipe, kill))[0]
+
+
+def run_ranks(ranks: int, recipe: Recipe, kill=None, environment: dict[str, str] | None = None) -> list[int]:
+    """Exit codes of `ranks` processes that train one recipe together over gloo."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    processes = [
+        start(recipe, kill, {**common, **(environment or {}), "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(ranks)
+    ]
+    return finish(*processes)
+
+
+def trajectory(work: Path) -> list[dict]:
+    """What a finished run logged at each step, without timings."""
+    rows = json.loads((work / "trainer_state.json").read_text())["log_history"]
+    keep = ("loss", "grad_norm", "learning_rate", "epoch", "step", "contrastive_loss", "identity_loss")
+    return [
+        {name: value for name, value in row.items() if name in keep or name.startswith("loss_m_")}
+        for row in rows
+        if "loss" in row
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a saved model."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(file))
+    return tensors
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Two saved models agree in every bit."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []
+
+
+def random_step(seed: str, last: int) -> int:
+    """A step between 1 and the last but one, the same in every run of the test."""
+    return random.Random(seed).randint(1, last - 1)
