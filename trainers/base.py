@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -16,6 +17,7 @@ from .checkpoints import WholeCheckpoints
 from .collators import ConversationCollator, decode_ids
 from .parameter_groups import describe_groups, group_parameters, select_trainable
 from .throughput import Throughput
+from .view_cache import cached_views
 
 logger = logging.get_logger(__name__)
 
@@ -61,6 +63,9 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=data_collator, **kwargs
         )
+        if args.view_cache:
+            self.train_dataset = self._read_through_cache(self.train_dataset)
+            self.eval_dataset = self._read_through_cache(self.eval_dataset)
         # {mode: {metric: [sum of weighted values, sum of weights]}}
         self._metrics: dict[str, dict[str, list]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self.throughput = Throughput(model, self.trainable_names, args.peak_tflops)
@@ -70,6 +75,16 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
     def default_collator(self, processor, args: FusedVLMArguments, model) -> ConversationCollator:
         """Collator of the stage."""
         raise NotImplementedError
+
+    def _read_through_cache(self, dataset):
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {name: self._read_through_cache(part) for name, part in dataset.items()}
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        images = self.processing_class.image_processor
+        rank, ranks = self.args.process_index, self.args.world_size
+        return cached_views(dataset, self.args.view_cache, model, images, self.trainable_names, rank, ranks)
 
     def create_optimizer(self, *args, **kwargs):
         """Optimizer over the parameters that learn, with the vision tower's own rate where one is set."""

@@ -44,7 +44,8 @@ class ConversationCollator:
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Samples to tensors; keys as in the processor's layout, plus `labels` (B, L)."""
-        checked = [normalise_sample(sample, index) for index, sample in enumerate(samples)]
+        is_cached = any("view_features" in sample for sample in samples)
+        checked = [normalise_sample(with_views(sample), index) for index, sample in enumerate(samples)]
         texts = [self.processor.apply_chat_template(sample["messages"], tokenize=False) for sample in checked]
         kwargs = {
             "text": texts,
@@ -55,9 +56,11 @@ class ConversationCollator:
             "return_tensors": "pt",
             "return_assistant_tokens_mask": True,
         }
-        if "view_features" in samples[0]:
+        if is_cached:
             batch = dict(self.processor.encode_prompts(**kwargs))
-            batch.update(self._cached_views(samples))
+            if features := [torch.as_tensor(views) for sample in checked for views in sample["images"]]:
+                batch["view_features"] = torch.cat(features)
+                batch["image_num_views"] = torch.tensor([len(views) for views in features])
         else:
             images = [sample["images"] for sample in checked]
             batch = dict(self.processor(images=images if any(images) else None, **kwargs))
@@ -68,15 +71,6 @@ class ConversationCollator:
         if self.with_answers:
             batch.update(self._tokenise_answers(checked))
         return batch
-
-    @staticmethod
-    def _cached_views(samples: list[dict]) -> dict[str, torch.Tensor]:
-        """One image per sample, its view tokens computed beforehand."""
-        features = [torch.as_tensor(sample["view_features"]) for sample in samples]
-        return {
-            "view_features": torch.cat(features),
-            "image_num_views": torch.tensor([len(views) for views in features]),
-        }
 
     def _tokenise_answers(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         """Answers in segment order, each ended by an eos, right-padded (reference section 5)."""
@@ -92,6 +86,14 @@ class ConversationCollator:
             "answer_input_ids": pad(rows, batch_first=True, padding_value=tokenizer.eos_token_id),
             "answer_attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
         }
+
+
+def with_views(sample: dict) -> dict:
+    """The sample with its view tokens, one tensor or one per image, in place of images where it has some."""
+    views = sample.get("view_features")
+    if views is None:
+        return sample
+    return {**sample, "images": list(views) if isinstance(views, (list, tuple)) else [views]}
 
 
 def encode_ids(ids: list) -> torch.Tensor:

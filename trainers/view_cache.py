@@ -1,0 +1,201 @@
+"""View tokens of images on disk, for training with a frozen vision tower: CLIP and merge run once per image.
+
+    <folder>/<tower key>/<first two digits>/<image digest>.safetensors    view_features (views, tokens per view, width)
+
+The tower key is a digest of everything that turns pixels into view tokens (weights, dtype, settings, code, library
+versions), the image digest one of the image's own bytes. Whatever changes gets another name, so nothing stale is found.
+"""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fusedvlm.console import progress
+from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
+
+LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
+FROZEN_PARTS = ("model.vision_tower.", "model.merger.")
+
+
+def tower_key(model, image_processor) -> str:
+    """Digest of everything that turns an image's bytes into its view tokens.
+
+    Args:
+        model: a FusedVLM model, both stages.
+        image_processor: `FusedVLMImageProcessor`, either backend.
+    """
+    digest = hashlib.sha256()
+    for part in (model.model.vision_tower, model.model.merger):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    settings = {
+        "vision": model.config.vision_config.to_dict(),
+        "merge": [model.config.merge_views, model.config.newline_token],
+        "image_processor": image_processor.to_dict(),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    code = Path(inspect.getfile(type(image_processor))).parent
+    for path in [*sorted(code.glob("image_processing*.py")), Path(inspect.getfile(type(model.model.merger)))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def image_digest(image) -> str:
+    """Digest of an image's content: a file's bytes, else the pixels.
+
+    Args:
+        image: path, bytes, `{"bytes": ...}` or `{"path": ...}` as `datasets` has them, base64 string, or PIL image.
+
+    Raises:
+        ValueError: for a URL, whose content may change, and for what is not an image.
+    """
+    image = as_source(image)
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    if isinstance(image, (str, Path)):
+        if str(image).startswith(("http://", "https://")):
+            raise ValueError(f"{image}: what a URL shows may change, so it cannot be cached; download it first.")
+        if os.path.isfile(image):
+            return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    picture = load_image(image)
+    return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
+def as_source(image):
+    """What `load_image` takes, also of an image column's `{"bytes": ..., "path": ...}`."""
+    if isinstance(image, dict):
+        return image["bytes"] if image.get("bytes") is not None else image["path"]
+    return image
+
+
+class ViewCache:
+    """View tokens by image.
+
+    Args:
+        folder: created when missing; may be shared by any number of towers and runs.
+        model: a FusedVLM model whose tower and merge will not change; moved nowhere.
+        image_processor: the processor's image processor.
+    """
+
+    def __init__(self, folder: str | Path, model, image_processor):
+        self.model, self.image_processor = model, image_processor
+        self.folder = Path(folder) / tower_key(model, image_processor)
+
+    def path(self, image) -> Path:
+        """File of an image's view tokens, whether it is there or not."""
+        digest = image_digest(image)
+        return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def load(self, image) -> torch.Tensor:
+        """(views, tokens per view, width) of an image.
+
+        Raises:
+            ValueError: naming the image or the file, when it is not cached or its file is damaged.
+        """
+        path = self.path(image)
+        try:
+            return load_file(path)["view_features"]
+        except FileNotFoundError:
+            raise ValueError(
+                f"No cached view tokens for {_shown(image)}: it is new or has changed; start again."
+            ) from None
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it and start again.") from error
+
+    def fill(self, samples, batch_size: int = 8, rank: int = 0, ranks: int = 1) -> int:
+        """Compute what is missing of the samples' images; a killed run goes on where it stopped.
+
+        Args:
+            samples: conversation samples, with a length.
+            batch_size: images encoded together.
+            rank, ranks: this process does every `ranks`-th image.
+
+        Returns:
+            Number of images encoded here.
+        """
+        missing: dict[Path, object] = {}
+        for index in progress(range(len(samples)), description="looking for cached view tokens"):
+            for image in samples[index].get("images") or []:
+                path = self.path(image)
+                if int(path.stem, 16) % ranks == rank and path not in missing and not path.exists():
+                    missing[path] = image
+        todo = list(missing.items())
+        for start in progress(range(0, len(todo), batch_size), description="caching view tokens"):
+            self._encode(todo[start : start + batch_size])
+        return len(todo)
+
+    @torch.no_grad()
+    def _encode(self, batch: list[tuple[Path, object]]) -> None:
+        pictures = self.image_processor.fetch_images([as_source(image) for _, image in batch])
+        inputs = self.image_processor(pictures, return_tensors="pt")
+        tower = self.model.model
+        features, _ = tower.get_view_features(inputs["pixel_values"].to(tower.device))
+        for (path, _), views in zip(batch, features.split(inputs["image_num_views"].tolist()), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            save_file({"view_features": views.contiguous().cpu()}, partial)
+            partial.replace(path)
+
+
+class CachedViews(torch.utils.data.Dataset):
+    """Conversation samples with `view_features` in place of `images`.
+
+    Args:
+        samples: as for `ViewCache.fill`.
+        cache: filled for them.
+    """
+
+    def __init__(self, samples, cache: ViewCache):
+        self.samples, self.cache = samples, cache
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        features = [self.cache.load(image) for image in sample.get("images") or []]
+        return {**{name: value for name, value in sample.items() if name != "images"}, "view_features": features}
+
+    def __getstate__(self) -> dict:
+        """Data-loader workers need no copy of the model."""
+        cache = ViewCache.__new__(ViewCache)
+        cache.folder = self.cache.folder
+        return {"samples": self.samples, "cache": cache}
+
+
+def cached_views(samples, folder: str | Path, model, image_processor, trainable_names, rank=0, ranks=1) -> CachedViews:
+    """Fill the cache on all ranks and read the samples through it.
+
+    Args:
+        samples, folder, model, image_processor, rank, ranks: see `ViewCache`.
+        trainable_names: parameters that learn.
+
+    Raises:
+        ValueError: when the vision tower or the merge learns, or the samples have no length.
+    """
+    learns = [name for name in trainable_names if any(part in name for part in FROZEN_PARTS)]
+    if learns:
+        raise ValueError(
+            f"view_cache needs a frozen vision tower and merge, but {len(learns)} of their parameters learn (first "
+            f"{learns[0]}); set freeze to {' '.join(FROZEN_PARTS)}, or leave view_cache out."
+        )
+    if not hasattr(samples, "__len__"):
+        raise ValueError("view_cache needs a dataset with a length, not a stream: its images are encoded beforehand.")
+    cache = ViewCache(folder, model, image_processor)
+    cache.fill(samples, rank=rank, ranks=ranks)
+    if ranks > 1:
+        torch.distributed.barrier()
+    return CachedViews(samples, cache)
+
+
+def _shown(image) -> str:
+    return str(image)[:200] if isinstance(image, (str, Path)) else f"a {type(image).__name__}"
