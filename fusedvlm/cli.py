@@ -7,7 +7,7 @@ import typer
 
 from fusedvlm.console import say
 from fusedvlm.conversion.cli import convert
-from fusedvlm.hub_cards.cli import card, check
+from fusedvlm.hub_cards.cli import card, check, space
 from fusedvlm.hub_cards.push_cli import push
 from fusedvlm.quickstart.cli import quickstart
 from fusedvlm.scaling.cli import app as scaling
@@ -32,6 +32,7 @@ app.command()(profile)
 app.command()(plan)
 app.command()(check)
 app.command()(card)
+app.command()(space)
 app.command()(push)
 app.add_typer(scaling, name="scaling")
 app.add_typer(train, name="train")

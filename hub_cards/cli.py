@@ -77,7 +77,7 @@ def card(
     from fusedvlm.console import say
 
     from .facts import find_stated
-    from .release import build_release, draft, name_family, write_file
+    from .release import build_release, check_target, draft, name_family, write_file
 
     given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
     members = name_family(folder, namespace, name)
@@ -90,8 +90,36 @@ def card(
             release = build_release(variant, repo_id, **names)
             files, notes = release.files, release.notes
         target = variant if output is None else output if len(members) == 1 else output / repo_id.partition("/")[2]
+        check_target(target, "facts.json")
         for path, content in files.items():
             write_file(target / path, content)
         say(f"{target / 'README.md'}: card of {repo_id}, {len(files)} files")
         for note in notes:
             say(f"  {note}")
+
+
+def space(
+    source: Annotated[str, typer.Argument(help="Folder of a variant, or its Hub repository.", metavar="DIR|REPO")],
+    output: Annotated[Path, typer.Option(help="Folder of the Space.")] = Path("space"),
+    revision: Revision = None,
+    repo_id: Annotated[
+        str | None, typer.Option(help="For a folder: repository that the Space asks, instead of a copy in the Space.")
+    ] = None,
+) -> None:
+    """Write a Gradio Space for a variant: an m slider, an image, a question, the answer as it comes.
+
+    The Space runs as it is, here or on the Hub, and does not need this package: `pip install -r requirements.txt`,
+    `python app.py`. From a folder it takes the model along; from a repository it asks that, pinned to a commit.
+
+    Example: fusedvlm space runs/quickstart/fusedvlm-m32 --output runs/space
+    """
+    from fusedvlm.console import say
+
+    from .release import check_target, write_file
+    from .space import space_files
+
+    files = space_files(source, revision, repo_id)
+    check_target(output, "space.json")
+    for path, content in files.items():
+        write_file(output / path, content)
+    say(f"{output}: a Space of {len(files)} files; try it with `python {output / 'app.py'}`")

@@ -45,6 +45,14 @@ class Release:
             write_file(folder / name, content)
 
 
+def check_target(folder: Path, mark: str) -> None:
+    """Raise `ValueError` when a folder holds a README.md that is somebody else's, which writing would replace."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder.")
+    if (folder / "README.md").exists() and not (folder / mark).exists():
+        raise ValueError(f"{folder / 'README.md'} was not written by this command (no {mark} beside it); move it away.")
+
+
 def write_file(path: Path, content: Content) -> None:
     """Write one file atomically; a file that is already there as itself stays."""
     if isinstance(content, Path) and path.exists() and path.samefile(content):
