@@ -4,7 +4,7 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-BLOCK_ROWS = 4096  # rows normalised at a time: working memory stays far below the states themselves
+BLOCK_ROWS = 2048  # rows normalised at a time: working memory stays far below the states themselves
 SMALLEST_NORM = 1e-12  # as in F.normalize: rows of zeros stay zero
 
 
