@@ -174,16 +174,12 @@ def _notice(terms: Terms | None, counted: CountedFacts) -> str:
     if terms is not None:
         model = counted.language_model
         name = model.repo or f"a {model.type} model"
-        where = (
-            "are part of this repository"
-            if counted.self_contained
-            else "are not part of this repository, its tokenizer is"
-        )
+        where = "are in" if counted.self_contained else "are not in"
         parts += [
             terms.notice,
-            f"The weights of the language model ({name}) {where} this repository, its tokenizer is. Fusion module, "
-            "projection and vision tower were trained or adapted by the publisher of this repository. The Python files "
-            f"are under Apache-2.0, see {CODE_LICENSE}.",
+            f"The weights of the language model ({name}) {where} this repository; its tokenizer files are. Fusion "
+            "module, projection and vision tower were trained or adapted by the publisher of this repository. The "
+            f"Python files are under Apache-2.0, see {CODE_LICENSE}.",
         ]
     if (counted.vision.repo or "").startswith(CLIP_PREFIX):
         parts.append(f"The vision tower is made from {counted.vision.repo}:\n\n{CLIP_TEXT.read_text(encoding='utf-8')}")

@@ -17,8 +17,8 @@ def card_metadata(facts: CardFacts) -> str:
     data = ModelCardData(
         language=list(stated.languages) or None,
         license=stated.license,
-        license_name=stated.license_name,
-        license_link=stated.license_link,
+        license_name=_line(stated.license_name),
+        license_link=_line(stated.license_link),
         library_name="transformers",
         pipeline_tag=PIPELINE,
         base_model=bases or None,
@@ -46,8 +46,8 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         EvalResult(
             task_type=PIPELINE,
             dataset_type=_dataset(facts, row.task),
-            dataset_name=row.task,
-            dataset_config=row.task,  # entries of one dataset and configuration would be merged into one
+            dataset_name=_line(row.task),
+            dataset_config=_line(row.task),  # entries of one dataset and configuration would be merged into one
             metric_type=facts.stated.benchmarks[row.task].metric if row.task in facts.stated.benchmarks else "score",
             metric_name="mean score",
             metric_value=row.score,
@@ -55,6 +55,11 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         )
         for row in sorted(rows, key=lambda row: row.task)
     ]
+
+
+def _line(text: str | None) -> str | None:
+    """Text on one line: readers of the block end it at any line of dashes, quoted or not."""
+    return None if text is None else " ".join(text.split())
 
 
 def _dataset(facts: CardFacts, task: str) -> str:

@@ -61,7 +61,8 @@ def read_back(text: str) -> Shown:
     ]
     for row in family:
         if link := LINK.match(row.get("repository", "")):
-            row["repository"] = link.group(1)
+            name, target = link.groups()
+            row["repository"] = name if target == f"https://huggingface.co/{name}" else f"{name} at {target}"
     return Shown(html.unescape(title.group(1)) if title else "", metadata, glance, header, family, bold)
 
 
@@ -110,7 +111,7 @@ def _metadata_differences(shown: dict[str, Any], facts: CardFacts) -> Iterator[s
         if shown.get(key) != expected.get(key):
             yield f"{key} is {shown.get(key)!r} in the card, {expected.get(key)!r} by the facts"
     scores = (
-        {row.task: row.score for row in facts.measured.scores if row.num_visual_tokens == facts.m}
+        {_plain(row.task): row.score for row in facts.measured.scores if row.num_visual_tokens == facts.m}
         if (facts.measured)
         else {}
     )

@@ -37,3 +37,19 @@ def transfer(request, monkeypatch):
 def user(hub_server):
     """Token of a user who may write."""
     return hub_server.add_user("ada", orgs=("lab",))
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory):
+    """Folder of a tiny trained family with its results (do not change it)."""
+    from fusedvlm.tests.hub_cards.tiny_family import write_family
+
+    return write_family(tmp_path_factory.mktemp("hub_cards") / "family")
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tiny_family):
+    """Release of its middle variant (do not change it)."""
+    from fusedvlm.hub_cards.release import build_family
+
+    return build_family(tiny_family, "ada", license="mit")[1]
