@@ -1,9 +1,9 @@
 """One elastic run against separately trained variants at equal total compute, on the quickstart's data.
 
-All start from the same towers and the same stage 1. The elastic run is the quickstart's stage 2; its model FLOPs are the
-budget. "Separate, from stage 2" is the paper's way: half of the budget trains at the largest m, the rest is divided among
-variants that go on from there, each at its own m. "Separate, from stage 1" divides the whole budget. Scores are the
-quickstart's, by free decoding on held-out images.
+All start from the same towers and the same stage 1. The elastic run is the quickstart's stage 2; its model FLOPs (over
+cached view tokens) are the budget. "Separate, from stage 2" is the paper's way: half of the budget trains at the
+largest m, the rest is divided among variants that go on from there, each at its own m. "Separate, from stage 1" divides
+the whole budget. Scores are the quickstart's, by free decoding on held-out images.
 
     python benchmarks/elastic.py --output benchmarks/results
 """

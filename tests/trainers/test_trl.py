@@ -3,9 +3,10 @@
 import pytest
 import torch
 from datasets import Dataset, Image, List
+from transformers import AutoModelForImageTextToText
 
 from fusedvlm.tests import tiny
-from fusedvlm.trainers import ConversationCollator
+from fusedvlm.trainers import ConversationCollator, lora_config
 
 trl = pytest.importorskip("trl")
 
@@ -82,6 +83,19 @@ def test_sft_on_answers_only(backbones, processor, tmp_path):
 
 def test_dpo(backbones, processor, tmp_path):
     model, reference = tiny.build_model(backbones), tiny.build_model(backbones)
+    before = snapshot(model)
+    trainer = trl.DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=trl.DPOConfig(**options(tmp_path)),
+        train_dataset=preferences(),
+        processing_class=processor,
+    )
+    trainer.train()
+    assert trained(model, before) == {"vision_tower", "merger", "fuser", "projector"}
+
+
+def preferences() -> Dataset:
     rows = [
         {
             "images": [tiny.picture(seed)],
@@ -91,12 +105,51 @@ def test_dpo(backbones, processor, tmp_path):
         }
         for seed in range(4)
     ]
-    before = snapshot(model)
+    return dataset(rows)
+
+
+def test_dpo_makes_its_own_reference(variant, processor, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(variant, trust_remote_code=True)
     trainer = trl.DPOTrainer(
         model=model,
-        ref_model=reference,
         args=trl.DPOConfig(**options(tmp_path)),
-        train_dataset=dataset(rows),
+        train_dataset=preferences(),
+        processing_class=processor,
+    )
+    trainer.train()
+    first = next(row for row in trainer.state.log_history if "loss" in row)
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2: policy and reference are equal at first
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_adapters_by_preset(variant, processor, tmp_path, kind):
+    model = AutoModelForImageTextToText.from_pretrained(variant, trust_remote_code=True)
+    rows = preferences() if kind == "dpo" else dataset([conversation(seed) for seed in range(4)])
+    trainer_class, config = (trl.DPOTrainer, trl.DPOConfig) if kind == "dpo" else (trl.SFTTrainer, trl.SFTConfig)
+    trainer = trainer_class(
+        model=model,
+        args=config(**options(tmp_path)),
+        train_dataset=rows,
+        processing_class=processor,
+        peft_config=lora_config(model, "fusion", rank=4),
+    )
+    before = snapshot(trainer.model)
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert all(".fuser." in name and "lora_" in name for name in moved)
+
+
+def test_sft_with_its_own_defaults(backbones, processor, tmp_path):
+    """Gradient checkpointing on, sequences cut, as TRL has it when nobody says otherwise; some samples are text."""
+    text_only = {"images": [], "messages": conversation(5)["messages"]}
+    own = {"output_dir": str(tmp_path), "per_device_train_batch_size": 2, "max_steps": 2, "report_to": "none"}
+    model = tiny.build_model(backbones)
+    before = snapshot(model)
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(**own, use_cpu=True, bf16=False, learning_rate=1e-3),
+        train_dataset=dataset([conversation(1), text_only, conversation(2), conversation(3)]),
         processing_class=processor,
     )
     trainer.train()
