@@ -65,7 +65,9 @@ class GenerationTrainer(FusedVLMTrainer):
         )
         if drawn is not None and self.label_smoother is None:
             self._record_per_m(outputs["logits"].detach(), shrunk["labels"], drawn)
-            if self.args.distillation_weight and shrunk["input_ids"].shape != inputs["input_ids"].shape:
+            # Decided by the draw alone: sharded ranks must agree on whether there is another forward pass.
+            is_smaller = isinstance(drawn, torch.Tensor) or drawn < max(self.args.elastic_num_visual_tokens)
+            if self.args.distillation_weight and is_smaller:
                 loss = loss + self._distillation(model, inputs, outputs["logits"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
