@@ -156,3 +156,21 @@ def test_stage_one_is_measured_too(model, processor, tmp_path):
     )
     trainer.train()
     assert trainer.state.log_history[0]["tflops_per_second"] > 0
+
+
+def test_metrics_reach_tensorboard(backbones, processor, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(
+        backbones,
+        processor,
+        tmp_path,
+        report_to="tensorboard",
+        elastic_num_visual_tokens=[4],
+    )
+    folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents*"))
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/loss_m_4", "train/images_per_second", "train/tokens_per_second"} <= names
+    assert [event.step for event in events.Scalars("train/loss_m_4")] == [1, 2, 3]
