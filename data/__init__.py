@@ -6,7 +6,11 @@ import importlib
 _PUBLIC = {
     "Mixture": "mixture",
     "MixtureEpochs": "mixture",
+    "SourceSpec": "sources",
+    "StreamingMixture": "streaming",
     "answers_per_segment": "records",
+    "build_dataset": "build",
+    "load_source": "sources",
     "normalise_sample": "records",
     "text_of": "records",
 }

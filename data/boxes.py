@@ -116,8 +116,8 @@ def remap_boxes(text: str, placement: Placement, inverse: bool = False) -> str:
     return BRACKET.sub(lambda match: _rewrite(match, lambda box, digits: write_bracket(move(box), digits)), text)
 
 
-def boxes_to_tags(text: str) -> str:
-    """Write `[0.137, ...]` as `<bbox>137,...</bbox>`.
+def boxes_to_tags(text: str, placement: Placement | None = None) -> str:
+    """Write `[0.137, ...]` as `<bbox>137,...</bbox>`, and every box moved onto a surface when one is given.
 
     Raises:
         ValueError: for boxes that are malformed or out of range.
@@ -125,8 +125,11 @@ def boxes_to_tags(text: str) -> str:
     >>> boxes_to_tags("the man [0.1, 0.2, 0.5, 1.0] waves; see [12]")
     'the man <bbox>100,200,500,999</bbox> waves; see [12]'
     """
-    find_boxes(text)
-    return BRACKET.sub(lambda match: _rewrite(match, lambda box, _: write_tag(box)), text)
+
+    def write(box: Box, _: int = 0) -> str:
+        return write_tag(box if placement is None else placement.place(box))
+
+    return BRACKET.sub(lambda match: _rewrite(match, write), _replace_tags(text, write))
 
 
 def boxes_to_brackets(text: str, digits: int = 3) -> str:

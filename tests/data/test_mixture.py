@@ -158,7 +158,8 @@ class StopAt(TrainerCallback):
         self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_save = control.should_training_stop = state.global_step == self.step
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
 
 
 def train(dataset, folder, stop_at=None, resume=None, callbacks=(), **arguments) -> list[int]:
