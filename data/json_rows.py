@@ -91,7 +91,8 @@ def _array_rows(file: IO[str], start: str, path: str) -> Iterator[tuple[int, Any
         if character == ",":
             window.position += 1
         elif character != "]":
-            raise ValueError(f"{path}: after row {number} comes {character!r}, not ',' or ']'; the file is damaged.")
+            what = f"comes {character!r}, not ',' or ']'" if character else "the file ends"
+            raise ValueError(f"{path}: after row {number} {what}; it is damaged or was not written to its end.")
     window.position += 1
     if window.peek():
         raise ValueError(f"{path}: text after the closing bracket of the array; is it several files in one?")

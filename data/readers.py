@@ -182,7 +182,8 @@ def open_table(kind: str, path: str | list[str], subset: str | None, split: str,
     else:
         raise ValueError(f"A chat source takes JSON files, a folder or a Hub id, not {path!r}; use type parquet.")
     for name, feature in (table.features or {}).items():
-        table = table.cast_column(name, undecoded(feature))
+        if undecoded(feature) != feature:
+            table = table.cast_column(name, undecoded(feature))
     return table
 
 

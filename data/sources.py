@@ -223,7 +223,7 @@ def good_rows(spec: SourceSpec, table) -> tuple[np.ndarray, int]:
     is_good = np.asarray(problems.is_null())
     bad = np.flatnonzero(~is_good)
     if len(bad):
-        shown = "; ".join(problems[int(row)].as_py() for row in bad[:SHOWN_PROBLEMS])
+        shown = "; ".join(problems[int(row)].as_py().rstrip(".") for row in bad[:SHOWN_PROBLEMS])
         text = f"Source {spec.label}: {len(bad)} of {len(is_good)} rows are no conversations: {shown}"
         if spec.bad_rows == "error":
             raise ValueError(f"{text}. Correct them, or set bad_rows: drop.")
@@ -234,7 +234,7 @@ def good_rows(spec: SourceSpec, table) -> tuple[np.ndarray, int]:
 def row_problem(spec: SourceSpec, row: dict[str, Any], number: int) -> dict[str, str | None]:
     """What keeps a table's row from being a sample."""
     try:
-        open_table_row(spec, row, number)
+        open_table_row(spec, dict(row), number)
     except ValueError as error:
         return {"problem": str(error)}
     return {"problem": None}
