@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.utils import logging as hf_logging
 
 from fusedvlm.quickstart.world import make_sample
 from fusedvlm.trainers import checkpoints
-from fusedvlm.trainers.checkpoints import WholeCheckpoints
 from fusedvlm.trainers.recipes import Recipe, load_recipe, merge
 from fusedvlm.trainers.train import run_recipe
 
@@ -84,7 +83,7 @@ class KillInSave:
         self.moment = moment
 
     def __call__(self) -> None:
-        owner = WholeCheckpoints if self.moment == "optimizer" else checkpoints
+        owner = Trainer if self.moment == "optimizer" else checkpoints
         name = "_save_optimizer_and_scheduler" if self.moment == "optimizer" else self.moment
         original = getattr(owner, name)
         calls = []
@@ -108,6 +107,8 @@ def _train(recipe: Recipe, kill, environment: dict[str, str]) -> None:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     torch.set_num_threads(1)
+    # Data-loader workers are children of the trainer, as in any program, and notice when it dies.
+    multiprocessing.set_start_method("fork", force=True)
     callbacks = []
     if isinstance(kill, KillAt):
         callbacks.append(kill)
