@@ -63,6 +63,7 @@ def push(
       fusedvlm push runs/quickstart --all --namespace ada --license apache-2.0 --public
       fusedvlm push runs/quickstart/fusedvlm-m32 --repo ada/fusedvlm-m32 --facts facts.yaml --tag v1.1
     """
+    from .collection import check_title
     from .hub import Hub, Patience
     from .push import plan
     from .push import push as push_all
@@ -73,6 +74,8 @@ def push(
     releases = build(folder, all_variants, namespace, name, repo, tag, facts, stated)
     lint(releases)
     title = None if no_collection or create_pr else collection or default_title(releases)
+    if title:
+        check_title(title)
     hub = Hub(patience=Patience(attempts=2) if dry_run else None)
     if dry_run:
         rows, reason = plan(releases, hub, overwrite=overwrite)
@@ -137,13 +140,11 @@ def lint(releases: "Sequence[Release]") -> None:
 
 
 def default_title(releases: "Sequence[Release]") -> str | None:
-    """Title of a family's collection; None for a single variant."""
+    """Title of a family's collection, the same when the family grows; None for a single variant."""
     if len(releases) < 2:
         return None
-    first, last = releases[0], releases[-1]
-    name = first.repo_id.partition("/")[2].removesuffix(f"-m{first.num_visual_tokens}")
-    span = f", m = {first.num_visual_tokens} to {last.num_visual_tokens}"
-    return name[: 60 - len(span)] + span
+    first = releases[0]
+    return f"{first.repo_id.partition('/')[2].removesuffix(f'-m{first.num_visual_tokens}')[:52]}, every m"
 
 
 def note(release: "Release") -> str:

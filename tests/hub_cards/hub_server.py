@@ -6,6 +6,8 @@ through LFS and through Xet, whose client stores into a folder (`local://`) by i
 
 Faults: `server.fault = Fault(number=3, kind="cut_body", at=100)` hits the third request from now on; those in
 `server.later` follow one after the other, each counted from the one before.
+
+`python -m fusedvlm.tests.hub_cards.hub_server` runs it by itself (docs/publishing.md).
 """
 
 import base64
@@ -71,8 +73,8 @@ class HubServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, folder: Path, port: int = 0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.store = Store(folder)
         self.lock = threading.RLock()
         self.fault: Fault | None = None
@@ -655,3 +657,32 @@ class Handler(BaseHTTPRequestHandler):
         return {"success": True, "data": found}
 
     do_PATCH = do
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the server until it is interrupted; what a client needs to know is written as shell variables."""
+    import argparse
+    import tempfile
+
+    parser = argparse.ArgumentParser(description="A small Hub on this machine, for trying and testing. It forgets.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--user", default="ada", help="name of the user who may write")
+    parser.add_argument("--env", type=Path, help="file for the variables; standard output by default")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder, HubServer(Path(folder), options.port) as server:
+        token = server.add_user(options.user)
+        lines = f"export HF_ENDPOINT={server.endpoint}\nexport HF_TOKEN={token}\n"
+        if options.env:
+            partial = options.env.with_name(options.env.name + ".partial")
+            partial.write_text(lines)
+            partial.replace(options.env)
+        else:
+            print(lines, end="", flush=True)
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # background jobs of scripts start with the latter ignored
+            signal.signal(number, lambda *_: stop.set())
+        stop.wait()
+
+
+if __name__ == "__main__":
+    main()
