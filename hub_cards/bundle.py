@@ -157,16 +157,18 @@ def weight_headers(folder: Path) -> dict[str, dict[str, list[int]]]:
     Raises:
         ValueError: naming a damaged file.
     """
+    return {path.name: weight_header(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def weight_header(path: Path) -> dict[str, list[int]]:
+    """{tensor: shape} of one file. Raises `ValueError` when it is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="np") as file:
-                found[path.name] = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged weights ({error}).") from error
-    return found
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged weights ({error}).") from error
 
 
 def self_contained(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Is a folder the complete and sound repository of a variant? Nothing of it is executed here (see loading.py)."""
 
+import ast
 import json
 import re
 import tempfile
@@ -160,12 +161,7 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
             yield Problem("config.json", f"refers to {name}, a folder of somebody's machine")
         elif name and role == "text" and not COMMIT.fullmatch(revision or ""):
             yield Problem("config.json", f"refers to {name} at {revision!r} instead of a 40-digit commit")
-    code = sorted(path for name, path in files.items() if path.suffix == ".py")
-    try:
-        yield from (Problem(*message.split(": ", 1)) for message in check_code(code))
-    except SyntaxError as error:
-        yield Problem(Path(error.filename or "code").name, f"is not Python ({error.msg})")
-        return
+    yield from _code(sorted(path for name, path in files.items() if path.suffix == ".py"))
     for name, wanted in AUTO_CLASSES.items():
         auto_map = json.loads(files[name].read_text(encoding="utf-8")).get("auto_map") or {}
         for auto in wanted:
@@ -173,6 +169,21 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
             source = files.get(f"{module}.py")
             if source is None or not re.search(rf"^class {class_name}\b", source.read_text("utf-8"), re.MULTILINE):
                 yield Problem(name, f"auto_map gives {auto} as {auto_map.get(auto)!r}, which is not in the repository")
+
+
+def _code(files: list[Path]) -> Iterator[Problem]:
+    """Code that is no Python, or breaks a rule of code that travels."""
+    broken = False
+    for path in files:
+        try:
+            ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError) as error:  # ValueError: null bytes, up to Python 3.11
+            broken = True
+            yield Problem(path.name, f"is not Python ({error})")
+    for message in [] if broken else check_code(files):
+        place, what = message.split(": ", 1)
+        name, _, line = place.partition(":")
+        yield Problem(name, f"line {line}: {what}" if line else what)
 
 
 def _card(folder: Path, files: Mapping[str, Path], repo_id: str | None) -> Iterator[Problem]:

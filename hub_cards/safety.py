@@ -57,13 +57,12 @@ def _is_old_pickle(data: bytes) -> bool:
 
 
 def _searchable(path: Path) -> bytes:
-    """All of a file, or the header of a weight file: its tensors are numbers."""
+    """All of a file; of a weight file the header, its tensors are numbers (nothing when it is damaged)."""
     with open(path, "rb") as file:
         if path.suffix != ".safetensors":
             return file.read()
-        head = file.read(8)
-        length = int.from_bytes(head, "little") if len(head) == 8 else 0
-        return file.read(min(length, LARGEST_TEXT))
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(length) if length <= min(path.stat().st_size, LARGEST_TEXT) else b""
 
 
 def secrets_in(path: Path) -> Iterator[str]:

@@ -56,11 +56,10 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
     Raises:
         ValueError: when the configuration is not one of a FusedVLM variant.
     """
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
     from fusedvlm.serving.info import count_parameters
 
     config = read_config(folder, files["config.json"])
-    model = FusedVLMConfig.from_dict(config)
+    model = model_config(folder, config)
     weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
     return CountedFacts(
         num_visual_tokens=model.num_visual_tokens,
@@ -96,6 +95,24 @@ def read_config(folder: Path, content: Content) -> dict:
     if not isinstance(config, dict) or config.get("model_type") != "fusedvlm":
         raise ValueError(f"{folder}: not a FusedVLM variant (config.json has another model_type).")
     return config
+
+
+def model_config(folder: Path, config: dict):
+    """A `FusedVLMConfig` from plain data.
+
+    Raises:
+        ValueError: when it describes no model. Nested configurations are validated by transformers and huggingface_hub,
+            whose errors are of many types.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
+
+    try:
+        return FusedVLMConfig.from_dict(config)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder}/config.json: describes no model ({reason}).") from error
 
 
 def find_beside(variant: Path, name: str) -> Path | None:

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .check import Problem, check_folder
-from .contents import CARD, CHECKSUMS
-from .errors import CALL_ERRORS, explain
 from .facts import HUB_ID
+
+if TYPE_CHECKING:
+    from .check import Problem
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Report:
     target: str
     files: int
     loaded: bool
-    problems: list[Problem]
+    problems: "list[Problem]"
 
     def to_dict(self) -> dict:
         """Plain data."""
@@ -50,7 +51,7 @@ def verify(target: str, revision: str | None = None, load: bool = True) -> list[
 
 
 def _report(target: str, folder: Path, repo_id: str | None, load: bool) -> Report:
-    from .check import folder_files
+    from .check import check_folder, folder_files
 
     problems = check_folder(folder, repo_id, load)
     return Report(target, len(folder_files(folder)), load and not problems, problems)
@@ -58,6 +59,7 @@ def _report(target: str, folder: Path, repo_id: str | None, load: bool) -> Repor
 
 def _folders(path: Path) -> list[Path]:
     """The folder itself when anything of a repository is in it, else the variants in it."""
+    from .contents import CARD, CHECKSUMS
     from .release import find_variants
 
     parts = ("config.json", CARD, CHECKSUMS)
@@ -78,6 +80,8 @@ def downloaded(repo_id: str, revision: str | None) -> Iterator[Path]:
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    from .errors import CALL_ERRORS, explain
 
     with tempfile.TemporaryDirectory(prefix="fusedvlm-repo-") as folder:
         try:

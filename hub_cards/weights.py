@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from .bundle import LANGUAGE_PREFIXES, weight_headers
-from .sources import read_config
+from .bundle import LANGUAGE_PREFIXES, weight_header
+from .sources import model_config, read_config
 
 INDEX = "model.safetensors.index.json"
 
@@ -18,12 +17,19 @@ def weight_problems(folder: Path) -> Iterator[tuple[str, str]]:
 
     Self-contained variants hold every tensor, the others all but the language model's.
     """
+    headers = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            headers[path.name] = weight_header(path)
+        except ValueError as error:
+            yield path.name, str(error).removeprefix(f"{path}: ")
     try:
-        headers = weight_headers(folder)
         expected, tied = expected_tensors(folder)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        yield "config.json", f"describes no model that fits ({str(error).splitlines()[0]})"
+    except ValueError as error:
+        yield "config.json", str(error).removeprefix(f"{folder}/config.json: ")
         return
+    if len(headers) < len(list(folder.glob("*.safetensors"))):
+        return  # what a damaged file holds is not missing
     found = {name: shape for tensors in headers.values() for name, shape in tensors.items()}
     first = min(headers)
     yield from _index_problems(folder, headers)
@@ -35,15 +41,15 @@ def weight_problems(folder: Path) -> Iterator[tuple[str, str]]:
     if unexpected:
         yield first, f"{len(unexpected)} tensors belong to no part of the model, {unexpected[0]} first"
     for name in sorted(set(found) & set(wanted)):
-        if list(found[name]) != wanted[name]:
-            yield first, f"{name} has shape {list(found[name])}, config.json asks for {wanted[name]}"
+        if found[name] != wanted[name]:
+            yield first, f"{name} has shape {found[name]}, config.json asks for {wanted[name]}"
 
 
 def expected_tensors(folder: Path) -> tuple[dict[str, list[int]], set[str]]:
     """{tensor: shape} of the whole model by its configuration, and the tensors that are tied to others."""
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 
-    config = FusedVLMConfig.from_dict(read_config(folder, folder / "config.json"))
+    config = model_config(folder, read_config(folder, folder / "config.json"))
     with torch.device("meta"):
         model = FusedVLMForConditionalGeneration(config)
     tied = set(model.all_tied_weights_keys)
