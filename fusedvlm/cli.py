@@ -7,6 +7,7 @@ import typer
 
 from fusedvlm.console import say
 from fusedvlm.conversion.cli import convert
+from fusedvlm.data.cli import app as data
 from fusedvlm.hub_cards.cli import card, check, space
 from fusedvlm.hub_cards.push_cli import push
 from fusedvlm.quickstart.cli import quickstart
@@ -35,6 +36,7 @@ app.command()(card)
 app.command()(space)
 app.command()(push)
 app.add_typer(scaling, name="scaling")
+app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 
 

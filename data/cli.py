@@ -1,0 +1,182 @@
+"""`fusedvlm data ...`: look at, check, augment and write training data."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="data",
+    help="Training data: check, show, convert, describe, and make more of it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        help="YAML with a data section (sources: [{type, path, ...}]), a recipe with one under data:, or a data file.",
+        metavar="SPEC",
+    ),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option("--type", help="Layout of a data file: llava, svit, docdownstream, chat, webdataset, parquet."),
+]
+Images = Annotated[
+    str | None, typer.Option("--images", help="Folder that image paths are relative to; the file's own by default.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def data_section(spec: str, kind: str | None, images: str | None) -> Any:
+    """What SPEC, --type and --images mean together.
+
+    Raises:
+        ValueError: when they contradict each other.
+    """
+    from fusedvlm.data.build import read_spec
+
+    if spec.endswith((".yaml", ".yml")):
+        if kind or images:
+            raise ValueError("--type and --images describe a data file; in a YAML write type: and image_folder:.")
+        return read_spec(spec)
+    if kind is None:
+        raise ValueError(f"Say with --type what layout {spec} has, or give a YAML with a data section.")
+    return {"sources": [{"type": kind, "path": spec, "image_folder": images}]}
+
+
+@app.command()
+def check(
+    spec: Spec,
+    kind: Kind = None,
+    images: Images = None,
+    drop: Annotated[
+        Path | None,
+        typer.Option(help="Write the samples whose images are all good to this .jsonl (a source of type chat)."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; one per CPU by default.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Open every image of a training set and name those that are missing or damaged.
+
+    Ends with exit code 2 when there are any, unless --drop writes a list without them.
+
+    Example: fusedvlm data check llava_v1_5_mix665k.json --type llava --images data/ --drop checked.jsonl
+    """
+    from fusedvlm.console import emit_json, say, show
+    from fusedvlm.data.build import parse_data_spec
+    from fusedvlm.data.images import check_images
+    from fusedvlm.data.sources import load_source
+
+    if drop is not None and drop.suffix != ".jsonl":
+        raise ValueError(f"--drop {drop}: the list is JSON Lines, so end its name in .jsonl.")
+    sources, _ = parse_data_spec(data_section(spec, kind, images))
+    report = check_images([load_source(source) for source in sources], workers, drop)
+    if json_output:
+        emit_json({**report.as_dict(), "dropped": report.affected if drop else 0})
+    else:
+        for name, counts in report.by_source.items():
+            show(
+                f"{name}: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count)
+            )
+    if drop is None:
+        report.require_good()
+        return
+    for name, counts in report.by_source.items():
+        say(f"{name}: dropped {counts['affected']} of {counts['samples']} samples.")
+    for entry in report.bad:
+        say(f"  {entry['image']}: {entry['reason']} ({entry['samples']} samples)")
+    say(f"Wrote {report.samples - report.affected} samples to {drop}.")
+
+
+@app.command("show")
+def show_samples(
+    spec: Spec,
+    kind: Kind = None,
+    images: Images = None,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 3,
+    json_output: Json = False,
+) -> None:
+    """Print the first samples of a training set, in the order in which it is mixed.
+
+    Example: fusedvlm data show recipe.yaml -n 5
+    """
+    from itertools import islice
+
+    from fusedvlm.console import emit_json, show
+    from fusedvlm.data.export import one_epoch
+    from fusedvlm.data.files import as_json
+
+    samples, total = one_epoch(data_section(spec, kind, images))
+    chosen = [as_json(sample) for sample in islice(samples, count)]
+    if json_output:
+        emit_json({"samples": chosen, "total": total})
+        return
+    for sample in chosen:
+        show(f"{sample['source']}  {sample['id']}")
+        for image in sample["images"]:
+            show(f"  image: {image if len(image) <= 200 else image[:60] + '...'}")
+        for message in sample["messages"]:
+            text = " ".join(part.get("text", "<image>") for part in message["content"])
+            show(f"  {message['role']}: {text}")
+    show(f"{'an unknown number of' if total is None else total} samples in an epoch")
+
+
+@app.command()
+def convert(
+    spec: Spec,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")],
+    kind: Kind = None,
+    images: Images = None,
+    file_format: Annotated[str, typer.Option("--format", help="parquet or webdataset.")] = "parquet",
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Samples per file.")] = 1000,
+    keep_paths: Annotated[bool, typer.Option("--keep-paths", help="Write image paths in place of images.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Write one epoch of a training set as shards of the one conversation format, mixed, images inside.
+
+    Example: fusedvlm data convert data.yaml --output shards/
+    """
+    from fusedvlm.console import emit_json, show
+    from fusedvlm.data.export import write_shards
+
+    section = data_section(spec, kind, images)
+    written = write_shards(section, output, file_format, rows_per_shard, embed_images=not keep_paths)
+    if json_output:
+        emit_json(written)
+        return
+    show(f"{written['samples']} samples with {written['images']} images in {written['shards']} files under {output}")
+
+
+@app.command()
+def manifest(
+    spec: Spec,
+    kind: Kind = None,
+    images: Images = None,
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=TEXT, your reading of a source's licence; repeat for several sources."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; standard output by default.")] = None,
+) -> None:
+    """Write what a training set is made of: counts, SHA-256 of the source files, licences. Model cards are made of it.
+
+    Example: fusedvlm data manifest data.yaml --licence "llava=CC BY 4.0; images under their own terms" -o manifest.json
+    """
+    import json
+
+    from fusedvlm.console import emit_json, say
+    from fusedvlm.data.export import make_manifest
+    from fusedvlm.data.files import write_whole
+
+    pairs = [entry.partition("=") for entry in licence or []]
+    if wrong := [name for name, equals, text in pairs if not (name and equals and text)]:
+        raise ValueError(f"--licence {wrong[0]}: write NAME=TEXT.")
+    document = make_manifest(data_section(spec, kind, images), {name: text for name, _, text in pairs})
+    if output is None:
+        emit_json(document)
+        return
+    with write_whole(output) as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    say(f"Wrote {output}.")
