@@ -582,6 +582,8 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", "/files/(?P<oid>[0-9a-f]{64})")
     def large_file(self, oid: str):
+        if oid not in self.server.store.large:
+            raise Problem(501, "This file came through Xet; this Hub gives it to Xet clients only")
         return self._ranged(self.server.store.large[oid], {"ETag": f'"{oid}"'})
 
     def _ranged(self, data: bytes, headers: dict):
