@@ -160,6 +160,20 @@ class WholeCheckpoints:
         finally:
             self.remove_callback(restore)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`, which writes shards only in a sharded run: whole weights are gathered and written
+        beside them, so that every checkpoint loads with `from_pretrained`."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or "SHARDED_STATE_DICT" not in str(plugin.state_dict_type):
+            super().save_model(output_dir, _internal_call)
+            return
+        state_dict = self.accelerator.get_state_dict(self.model)  # a collective: every rank calls it
+        if self.args.should_save:
+            with _own_class(self.model):
+                self._save(output_dir, state_dict=state_dict)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _get_output_dir(self, trial) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
@@ -237,6 +251,18 @@ class _RestoreLogging(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Put the sums back."""
         self.trainer.restore_logging_state()
+
+
+@contextmanager
+def _own_class(model) -> Iterator[None]:
+    """A sharded module under its own class: sharding gives it one from torch, whose code would be saved as remote code
+    and whose name would be written into the config."""
+    sharded = type(model)
+    model.__class__ = next(kind for kind in sharded.__mro__ if kind.__module__ == sharded.__bases__[-1].__module__)
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
 
 
 def _require_parts(folder: Path, with_processor: bool) -> None:
