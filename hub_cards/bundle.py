@@ -39,6 +39,11 @@ VARIANT_PATTERNS = (
     "merges.txt",
     "query_tokenizer/*",
 )
+# Written anew for every release, so a copy in the folder is neither taken nor worth a note.
+WRITTEN_ANEW = {
+    "README.md", "LICENSE", "LICENSE-CODE", "NOTICE", "facts.json", "facts.yaml", "checksums.json", "results.json",
+    "swapped.json", "run.json",
+}  # fmt: skip
 # transformers' own expressions for the files a module needs (dynamic_module_utils.get_relative_imports).
 SCANNER = (r"^\s*import\s+\.(\S+)\s*$", r"^\s*from\s+\.(\S+)\s+import")
 LANGUAGE_PREFIXES = ("model.language_model.", "lm_head.")
@@ -131,7 +136,7 @@ def bundle(folder: Path) -> tuple[Files, list[str]]:
         if cleaned != data:
             files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
     files.update({path.name: path for path in code})
-    kept = set(files) | {"README.md", "facts.json", "checksums.json", "results.json", "swapped.json", "facts.yaml"}
+    kept = set(files) | WRITTEN_ANEW
     notes += [
         f"{path.name} stays here" for path in sorted(folder.iterdir()) if path.is_file() and path.name not in kept
     ]

@@ -53,7 +53,7 @@ def _draw_scores(axes, facts: CardFacts, means: dict[int, float]) -> None:
             marker=marker,
             markersize=4,
             linewidth=1,
-            label=task.replace("$", r"\$"),  # matplotlib reads dollars as mathematics
+            label=_label(task),
         )
     axes.plot(list(means), list(means.values()), "ko-", linewidth=2, label="mean")
     control = mean_scores(facts.control)
@@ -62,6 +62,12 @@ def _draw_scores(axes, facts: CardFacts, means: dict[int, float]) -> None:
     _mark(axes, facts.m)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("score")
+
+
+def _label(task: str) -> str:
+    """A task's name for the legend: short, and without the dollars that matplotlib reads as mathematics."""
+    name = " ".join(task.split())
+    return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 
 
 def _mark(axes, m: int) -> None:
@@ -80,7 +86,7 @@ def _png(draw: Callable, counts: list[int]) -> bytes:
         axes.minorticks_off()
         axes.set_xlabel("visual tokens m")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, ncols=2)
+        figure.legend(fontsize=8, ncols=4, loc="outside upper center", frameon=False)
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,0 +1,141 @@
+"""The `card` command, and the example in the documentation."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from fusedvlm.cli import app
+from fusedvlm.hub_cards.check import check_folder
+from fusedvlm.hub_cards.contents import card_files, evidence_files
+from fusedvlm.hub_cards.facts import CardFacts, read_stated
+from fusedvlm.hub_cards.licences import license_texts
+from fusedvlm.hub_cards.lint import lint_card
+from fusedvlm.hub_cards.readback import differences, read_back
+from fusedvlm.hub_cards.render import render_card
+from fusedvlm.hub_cards.sources import content_hash
+from fusedvlm.tests.hub_cards.tiny_family import write_family
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "example_card"
+
+
+@pytest.fixture(scope="module")
+def example():
+    return CardFacts.from_json((EXAMPLE / "facts.json").read_text(encoding="utf-8"))
+
+
+def test_the_example_is_what_its_facts_render(example):
+    assert (EXAMPLE / "README.md").read_text(encoding="utf-8") == render_card(example)
+    assert (EXAMPLE / "facts.json").read_text(encoding="utf-8") == example.to_json()
+
+
+def test_everything_beside_the_example_follows_from_its_facts(example):
+    stated = read_stated(EXAMPLE / "facts.yaml")
+    files = {**evidence_files(example), **card_files(example), **license_texts(stated, example.counted)}
+    here = {path.relative_to(EXAMPLE).as_posix() for path in EXAMPLE.rglob("*") if path.is_file()}
+    assert here == {*files, "facts.yaml", "checksums.json"}
+    for name, content in files.items():
+        if name.endswith(".png"):
+            again, committed = Image.open(BytesIO(content)), Image.open(EXAMPLE / name)
+            assert again.size == committed.size, name
+        else:
+            assert (EXAMPLE / name).read_bytes() == content, name
+    hashes = json.loads((EXAMPLE / "checksums.json").read_text())["files"]
+    for name in files:
+        assert hashes[name] == content_hash(EXAMPLE / name), name
+
+
+def test_the_example_is_of_a_real_run_and_breaks_no_rule(example):
+    assert example.measured.environment.command == "fusedvlm quickstart"
+    assert [neighbour.num_visual_tokens for neighbour in example.family] == [1, 2, 4, 8, 16, 32]
+    text = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    sizes = {path.relative_to(EXAMPLE).as_posix(): path.stat().st_size for path in EXAMPLE.rglob("*")}
+    assert lint_card(text, sizes, example.repo_id) == []
+    assert differences(text, example) == []
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["card", *map(str, arguments)])
+
+
+def test_a_draft_without_a_licence_says_so(tmp_path):
+    folder = write_family(tmp_path / "family") / "tiny-m7"
+    config = (folder / "config.json").read_bytes()
+    result = run(folder)
+    assert result.exit_code == 0, result.output
+    assert "no licence is stated" in result.stderr
+    assert read_back((folder / "README.md").read_text()).glance["Licence"].startswith("—")
+    assert (folder / "plots" / "score_vs_m.png").exists()
+    assert (folder / "config.json").read_bytes() == config
+    problems = check_folder(folder, load=False)
+    assert {problem.file for problem in problems} >= {"checksums.json", "LICENSE-CODE"}
+
+
+def test_a_licence_makes_the_folder_a_repository(tmp_path):
+    family = write_family(tmp_path / "family")
+    (family / "facts.yaml").write_text("license: mit\nlimitations: many\n")
+    result = run(family / "tiny-m7", "--namespace", "ada")
+    assert result.exit_code == 0, result.output
+    assert check_folder(family / "tiny-m7", load=False) == []
+    before = {path: path.read_bytes() for path in (family / "tiny-m7").rglob("*") if path.is_file()}
+    assert run(family / "tiny-m7", "--namespace", "ada").exit_code == 0
+    assert before == {path: path.read_bytes() for path in (family / "tiny-m7").rglob("*") if path.is_file()}
+
+
+def test_a_family_goes_to_a_folder_each(tmp_path, tiny_family):
+    result = run(tiny_family, "--license", "mit", "--output", tmp_path / "out", "--name", "toy", "--tag", "v2")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["toy-m1", "toy-m12", "toy-m7"]
+    for folder in (tmp_path / "out").iterdir():
+        assert check_folder(folder, load=False) == []
+        assert 'revision = "your-name/' in (folder / "README.md").read_text()
+        assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--license", "apache"], "did you mean apache-2.0"),
+        (["--license", "other"], "license_name"),
+        (["--output", "out"], "No licence is stated"),
+        (["--license", "mit", "--license-file", "nowhere.txt"], "no such licence file"),
+        (["--facts", "nowhere.yaml"], "cannot be read"),
+        (["--license", "mit", "--namespace", "a b"], "cannot be a repository"),
+    ],
+)
+def test_wrong_use_is_one_line(tiny_family, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tiny_family.rglob("*"))
+    result = run(tiny_family / "tiny-m7", *options)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+    assert len(str(result.exception).splitlines()) == 1
+    assert sorted(tiny_family.rglob("*")) == before  # nothing was written
+
+
+def test_somebody_s_own_card_is_not_replaced(tmp_path):
+    folder = write_family(tmp_path / "family") / "tiny-m7"
+    (folder / "README.md").write_text("mine")
+    result = run(folder, "--license", "mit")
+    assert "was not written by this command" in str(result.exception)
+    assert (folder / "README.md").read_text() == "mine"
+
+
+def test_text_of_a_person_reaches_the_card(tmp_path, tiny_family):
+    (tmp_path / "facts.yaml").write_text(
+        "license: other\nlicense_name: my terms\nlicense_link: https://example.org/terms\nlanguages: [en]\n"
+        "datasets: [{name: Mine, id: ada/mine, license: cc-by-4.0}]\nlimitations: |\n  Some.\n\n  Others.\n"
+        "citation: '@misc{x}'\n"
+    )
+    result = run(tiny_family / "tiny-m7", "--facts", tmp_path / "facts.yaml", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert (metadata["license_name"], metadata["datasets"], metadata["language"]) == ("my terms", ["ada/mine"], ["en"])
+    assert "[my terms](https://example.org/terms)" in card
+    assert "Others." in card
+    assert "```bibtex\n@misc{x}\n```" in card
