@@ -26,7 +26,7 @@ def evidence_files(facts: CardFacts) -> Files:
     if facts.control is not None:
         files[CONTROL] = _json(asdict(facts.control))
     if facts.training is not None:
-        files[TRAINING] = _json({key: facts.training[key] for key in ("settings", "stages")})
+        files[TRAINING] = _json({key: value for key, value in facts.training.items() if key != "data"})
     return files | benchmark_files(facts)
 
 

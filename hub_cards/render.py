@@ -98,8 +98,7 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "score_plot": len(means) > 1,
         "latency_plot": len(latencies) > 1,
         "counts": sorted({score.count for score in facts.measured.scores}) if facts.measured else [],
-        "settings": _scalars((facts.training or {}).get("settings")),
-        "stages": _scalars((facts.training or {}).get("stages")),
+        "training": _training(facts),
         "terms": TERMS.get(facts.stated.license),
         "missing": MISSING,
     }
@@ -108,6 +107,18 @@ def _view(facts: CardFacts) -> dict[str, Any]:
 def _enough(means: Mapping[int, float]) -> int | None:
     """The smallest m with at least nine tenths of the best mean score."""
     return next((m for m, mean in means.items() if mean >= 0.9 * max(means.values())), None) if means else None
+
+
+def _training(facts: CardFacts) -> dict[str, list[tuple[str, str]]]:
+    """Tables of the training section: heading of the first column -> rows; empty ones left out."""
+    record = facts.training or {}
+    about = {key: value for key, value in record.items() if key not in ("settings", "stages", "data")}
+    tables = {
+        "the run": _scalars(about),
+        "setting": _scalars(record.get("settings")),
+        "recorded by the run": _scalars(record.get("stages")),
+    }
+    return {heading: rows for heading, rows in tables.items() if rows}
 
 
 def _scalars(values: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[str, str]]:

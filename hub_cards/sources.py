@@ -15,6 +15,7 @@ from .bundle import Content, Files, is_local, self_contained
 from .facts import Backbone, CountedFacts, StatedFacts
 
 RESULTS, CONTROL, RUN = "results.json", "swapped.json", "run.json"
+RUN_KEYS = ("stage", "command", "started", "finished", "processes", "versions")
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+([\w.+@~-]*)")
 
 
@@ -115,21 +116,14 @@ def model_config(folder: Path, config: dict):
         raise ValueError(f"{folder}/config.json: describes no model ({reason}).") from error
 
 
-def find_beside(variant: Path, name: str) -> Path | None:
-    """A file of the run: in the family's folder, or in the variant.
-
-    The family's wins: a copy inside may be the one that an earlier card left there, before the last evaluation.
-    """
-    return next((path for path in (variant.parent / name, variant / name) if path.is_file()), None)
-
-
 def read_results(variant: Path, name: str) -> EvaluationResults | None:
     """Results of the family, None when nothing was measured. Folders of this machine are left out of the command.
 
     Raises:
         ValueError: for a damaged file, numbers that are not finite, or two scores of one task at one m.
     """
-    if (path := find_beside(variant, name)) is None:
+    # The family's file wins: a copy inside may be what an earlier card left there, before the last evaluation.
+    if (path := _first(variant.parent / name, variant / name)) is None:
         return None
     results = EvaluationResults.load(path)
     seen = set()
@@ -147,14 +141,26 @@ def read_results(variant: Path, name: str) -> EvaluationResults | None:
 
 
 def read_run(variant: Path) -> dict[str, Any] | None:
-    """Settings, stages and data of the training run, None when it left no record."""
-    if (path := find_beside(variant, RUN)) is None:
+    """What the training run recorded, as far as it did, without folders of this machine; None without a record.
+
+    Returns:
+        `settings` (the resolved recipe), `stages` (what each stage reached), `data` (manifest), and any of `stage`,
+        `command`, `started`, `finished`, `processes`, `versions`.
+    """
+    # Here the variant's own wins: members of a family may come from runs of their own.
+    if (path := _first(variant / RUN, variant.parent / RUN)) is None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {key: _without_folders(record.get(key)) for key in ("settings", "stages", "data")}
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        kept = {key: record[key] for key in RUN_KEYS if record.get(key) is not None}
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not the record of a run ({error}).") from error
+    named = {"settings": record.get("settings") or record.get("recipe"), "stages": record.get("stages")}
+    return _without_folders({**named, "data": record.get("data"), **kept})
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
 
 
 def without_folders(text: str) -> str:
@@ -166,5 +172,5 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, str):
         return without_folders(value)
     if isinstance(value, dict):
-        return {key: _without_folders(entry) for key, entry in value.items()}
+        return {without_folders(key): _without_folders(entry) for key, entry in value.items()}
     return [_without_folders(entry) for entry in value] if isinstance(value, list) else value

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
 from fusedvlm.evaluation import EvaluationResults
+from fusedvlm.hub_cards.check import check_files
 from fusedvlm.hub_cards.facts import CardFacts, Neighbour, StatedFacts, find_stated, mean_scores, read_stated
 from fusedvlm.hub_cards.release import build_family, build_release, find_variants
 from fusedvlm.hub_cards.sources import read_results, read_run, without_folders
@@ -123,6 +125,29 @@ def test_folders_of_this_machine_stay_here(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"output": "/scratch/me/x", "lr": 0.1}}))
     assert read_run(tmp_path / "variant")["settings"] == {"output": ".../x", "lr": 0.1}
     assert without_folders("a/b and 3/4 at https://x.org/a/b") == "a/b and 3/4 at https://x.org/a/b"
+
+
+def test_the_record_of_a_training_run(tmp_path, tiny_family):
+    """What the trainers write into a finished model's folder."""
+    record = {
+        "format": 1, "stage": "generation", "recipe": {"training": {"learning_rate": 1e-3}}, "source": "r.yaml",
+        "versions": {"torch": "2.9"}, "processes": 2, "command": "fusedvlm train /home/me/r.yaml",
+        "started": "2026-02-03T04:05:06+00:00", "data": {"samples": 12, "sources": ["/data/me/train.json"]}, "finished": None,
+    }  # fmt: skip
+    shutil.copytree(tiny_family / "tiny-m7", tmp_path / "v")
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"seed": 99}}))
+    (tmp_path / "v" / "run.json").write_text(json.dumps(record))
+    release = build_release(tmp_path / "v", "ada/x", stated=STATED)
+    manifest = json.loads(release.files["training/data.json"])
+    assert manifest["recorded"] == {"samples": 12, "sources": [".../train.json"]}
+    config = json.loads(release.files["training/config.json"])
+    assert config["settings"] == {"training": {"learning_rate": 1e-3}}
+    assert (config["command"], config["versions"]) == ("fusedvlm train .../r.yaml", {"torch": "2.9"})
+    card = release.files["README.md"].decode()
+    assert "| training.learning_rate | 0.001 |" in card
+    assert "| versions.torch | 2.9 |" in card
+    assert release.facts.measured is None
+    assert check_files(release.files) == []
 
 
 def test_means_only_where_every_task_was_measured():
