@@ -182,10 +182,15 @@ def plan(
     except Conflict:
         raise
     except PushError as error:
-        return [replace(job.result(hub), difference=None) for job in jobs], str(error)
+        return plan_offline(releases, hub), str(error)
     for job in jobs:
         job.commit = job.state.head if job.state and not job.difference else None
     return [job.result(hub) for job in jobs], None
+
+
+def plan_offline(releases: Sequence[Pushable], hub: Hub) -> list[Pushed]:
+    """Records of what is here, compared with nothing."""
+    return [replace(job.result(hub), difference=None) for job in prepare(releases)]
 
 
 def check_account(hub: Hub, jobs: Sequence[Job], any_namespace: bool = False) -> str:
