@@ -180,3 +180,145 @@ def manifest(
     with write_whole(output) as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     say(f"Wrote {output}.")
+
+
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="JSON Lines file of samples; <output>.journal beside it keeps all answers."),
+]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="OpenAI-compatible endpoint up to and with /v1, such as http://localhost:8000/v1.")
+]
+KeyName = Annotated[str, typer.Option(help="Environment variable that holds the endpoint's key. Never printed.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time.")]
+
+
+def require_answers(report: dict[str, Any]) -> None:
+    """End with exit code 1 when requests stayed without an answer: the output is not complete.
+
+    Raises:
+        RuntimeError: saying how many, and what to do.
+    """
+    if report["unanswered"]:
+        raise RuntimeError(f"{report['unanswered']} requests had no answer; run the same command again to repeat them.")
+
+
+def endpoint_or_local(base_url: str | None, model: str | None, local: str | None) -> None:
+    """Check that one of the two is asked for.
+
+    Raises:
+        ValueError: when neither or both are.
+    """
+    if (local is None) == (base_url is None) or (base_url is not None and model is None):
+        raise ValueError("Give --base-url and --model for an endpoint, or --local for a model that runs here.")
+
+
+@app.command()
+def questions(
+    spec: Spec,
+    output: Output,
+    kind: Kind = None,
+    images: Images = None,
+    base_url: BaseUrl = None,
+    model: Annotated[str | None, typer.Option(help="Name of the endpoint's model.")] = None,
+    local: Annotated[str | None, typer.Option(help="Folder or Hub id of a chat model to run here instead.")] = None,
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kind", help="yes_no or multiple_choice; repeat for both, the default.")
+    ] = None,
+    per_description: Annotated[int, typer.Option(min=1, help="Questions of each kind per description.")] = 4,
+    min_words: Annotated[int, typer.Option(min=1, help="Leave out descriptions that are shorter.")] = 20,
+    concurrency: Concurrency = 8,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest words.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    api_key_env: KeyName = "OPENAI_API_KEY",
+    json_output: Json = False,
+) -> None:
+    """Let a language model write yes/no and multiple-choice questions from detailed descriptions of images.
+
+    Questions in the wrong form are dropped and counted by reason. A killed run goes on where it was when the same
+    command is given again; nothing is asked twice.
+
+    Example: fusedvlm data questions detail_description.json --type svit --images vg/ --base-url http://localhost:8000/v1
+    --model my-llm -o questions.jsonl
+    """
+    from fusedvlm.console import emit_json, show
+    from fusedvlm.data.export import one_epoch
+    from fusedvlm.data.filters import KINDS
+    from fusedvlm.data.llm import Endpoint, LocalModel
+    from fusedvlm.data.questions import QuestionOptions, write_questions
+
+    endpoint_or_local(base_url, model, local)
+    samples, _ = one_epoch(data_section(spec, kind, images))
+    author = f"{local or f'{base_url} {model}'} {temperature} {seed} {max_tokens}"
+    options = QuestionOptions(
+        tuple(kinds or KINDS), per_description, min_words, author, concurrency if local is None else 1
+    )
+    if local is None:
+        ask = Endpoint(base_url, model, api_key_env, max_tokens, temperature, seed)
+    else:
+        ask = LocalModel(local, max_tokens, temperature, seed)
+    report = write_questions(samples, output, ask, options)
+    if json_output:
+        emit_json(report)
+    else:
+        for name in options.kinds:
+            dropped = ", ".join(f"{count} {reason}" for reason, count in report["dropped"][name].items()) or "none"
+            show(f"{name}: kept {report['kept'].get(name, 0)}, answers {report['answers'][name]}, dropped: {dropped}")
+        show(f"{sum(report['kept'].values())} questions about {report['descriptions']} images in {output}")
+    require_answers(report)
+
+
+@app.command()
+def documents(
+    spec: Spec,
+    output: Output,
+    kind: Kind = None,
+    images: Images = None,
+    local: Annotated[str | None, typer.Option(help="Page reader to run here: a folder or Hub id of nougat.")] = None,
+    base_url: BaseUrl = None,
+    model: Annotated[str | None, typer.Option(help="Name of the endpoint's model; it must take images.")] = None,
+    embedding_model: Annotated[
+        str | None,
+        typer.Option(help="Sentence embeddings: a folder or Hub id; 'none' leaves the similarity filter out."),
+    ] = "sentence-transformers/all-mpnet-base-v2",
+    min_words: Annotated[int, typer.Option(min=0, help="Shortest reading.")] = 30,
+    min_ratio: Annotated[float, typer.Option(help="Least length of the reading per length of the page's text.")] = 0.5,
+    max_ratio: Annotated[float, typer.Option(help="Largest such ratio.")] = 2.0,
+    max_repetition: Annotated[float, typer.Option(help="Largest share of repeated runs of eight words.")] = 0.2,
+    min_similarity: Annotated[float, typer.Option(help="Least cosine of the two texts' embeddings.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reading.")] = 3584,
+    concurrency: Concurrency = 8,
+    api_key_env: KeyName = "OPENAI_API_KEY",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, for what runs here.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Read pages of documents again and keep readings that agree with the page's own text.
+
+    Four filters: length, length ratio, repetition, similarity of sentence embeddings. A killed run goes on where it
+    was; with other limits the same command filters anew without reading again.
+
+    Example: fusedvlm data documents ccpdf.jsonl --type docdownstream --local facebook/nougat-base -o pages.jsonl
+    """
+    from fusedvlm.console import emit_json, show
+    from fusedvlm.data.documents import EndpointReader, NougatReader, SentenceEmbedder, read_documents
+    from fusedvlm.data.export import one_epoch
+    from fusedvlm.data.filters import PageLimits
+    from fusedvlm.data.llm import Endpoint
+
+    endpoint_or_local(base_url, model, local)
+    limits = PageLimits(min_words, min_ratio, max_ratio, max_repetition, min_similarity=min_similarity)
+    embed = None if embedding_model in (None, "none") else SentenceEmbedder(embedding_model, device=device)
+    if local is None:
+        read = EndpointReader(Endpoint(base_url, model, api_key_env, max_tokens))
+    else:
+        read, concurrency = NougatReader(local, max_tokens, device), 1
+    author = f"{local or f'{base_url} {model}'} {max_tokens} {embedding_model}"
+    samples, _ = one_epoch(data_section(spec, kind, images))
+    report = read_documents(samples, output, read, embed, limits, author, concurrency)
+    if json_output:
+        emit_json(report)
+    else:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items()) or "none"
+        show(f"kept {report['kept']} of {report['pages']} pages in {output}; dropped: {dropped}")
+    require_answers(report)

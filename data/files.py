@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -101,6 +101,10 @@ class Journal:
 
     def __contains__(self, key: str) -> bool:
         return key in self.entries
+
+    def forget(self, is_void: Callable[[dict[str, Any]], bool]) -> None:
+        """Take entries as not made, until they are added again."""
+        self.entries = {key: entry for key, entry in self.entries.items() if not is_void(entry)}
 
     def add(self, entry: dict[str, Any]) -> None:
         """Write an entry; it is on the disk when this returns."""
