@@ -13,7 +13,16 @@ from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.checkpoints import find_last_checkpoint
 
 # Plain steps: Adam would turn rounding errors of nearly-zero gradients into steps of full size.
-PLAIN = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 3, "save_steps": 2, "max_grad_norm": 0.0}
+PLAIN = {
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "max_steps": 3,
+    "save_steps": 1,
+    "save_total_limit": 3,
+    "max_grad_norm": 0.0,
+}
+RATES = {"contrastive": 2e-3, "generation": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +36,7 @@ def llm(data, tmp_path_factory):
     from fusedvlm.trainers.assemble import write_random_llm
 
     sizes = smoke.smoke_recipe("generation", data.parent, data).sections["model"]["text"]
+    sizes["initializer_range"] = 0.3  # so that what it says depends on what it sees
     return str(write_random_llm(sizes, tmp_path_factory.mktemp("backbones") / "llm", seed=0))
 
 
@@ -35,7 +45,7 @@ def make(data, llm):
     """Recipes that begin from new towers and take plain steps."""
 
     def build(stage, folder, samples=None, **sections):
-        training = {**PLAIN, **sections.pop("training", {})}
+        training = {**PLAIN, "learning_rate": RATES[stage], **sections.pop("training", {})}
         model = {"model_name_or_path": None, "text": llm, **sections.pop("model", {})}
         return smoke.smoke_recipe(stage, folder, samples or data, model=model, training=training, **sections)
 
@@ -56,6 +66,8 @@ def assert_close(one, other, rtol=1e-4):
     assert [row["loss"] for row in second] == pytest.approx([row["loss"] for row in first], rel=rtol)
     ours, theirs = smoke.weights(one / "final"), smoke.weights(other / "final")
     assert ours.keys() == theirs.keys()
+    before = smoke.weights(one / "checkpoint-1")
+    assert max((ours[name] - before[name]).abs().max() for name in ours) > 1e-3  # there is something to agree on
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=1e-5, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -70,8 +82,8 @@ def test_two_processes_log_and_learn_what_one_does(stage, make, tmp_path):
 
 
 def test_a_rank_whose_batches_have_no_image_does_not_hang(make, tmp_path):
-    """One image in twelve samples: in most steps one rank has none, in some neither has."""
-    texts = smoke.write_data(tmp_path / "texts", text_only=tuple(range(1, 12)), turns=1)
+    """Three images in twelve samples: in most steps a rank has none."""
+    texts = smoke.write_data(tmp_path / "texts", text_only=tuple(range(3, 12)), turns=1)
     one, two = tmp_path / "one", tmp_path / "two"
     assert smoke.run(make("generation", one, texts, training={"per_device_train_batch_size": 4})) == 0
     assert smoke.run_ranks(2, make("generation", two, texts, training={"per_device_train_batch_size": 2})) == [0, 0]
@@ -124,7 +136,7 @@ def test_bf16_autocast_with_the_llm_held_in_bf16(make, alone, tmp_path):
     recipe = make("generation", tmp_path, training={"bf16": True}, model={"text_dtype": "bfloat16"})
     assert smoke.run(recipe) == 0
     whole, half = smoke.trajectory(alone), smoke.trajectory(tmp_path)
-    assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in whole], rel=0.02)
+    assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in whole], rel=0.05)
     assert [row["loss"] for row in half] != [row["loss"] for row in whole]
     assert {tensor.dtype for tensor in smoke.weights(tmp_path / "final").values()} == {torch.float32}
 
