@@ -5,7 +5,7 @@ import importlib
 # Public name -> module that defines it. Loaded on first use: the collators need the records only.
 _PUBLIC = {
     "Mixture": "mixture",
-    "MixtureEpochs": "mixture",
+    "MixtureEpochs": "epochs",
     "SourceSpec": "sources",
     "StreamingMixture": "streaming",
     "answers_per_segment": "records",

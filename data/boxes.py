@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fusedvlm.processing.image_processing_fusedvlm_views import plan_canvas, plan_global_square
-
 LARGEST = 999
 TAG = re.compile(r"<bbox>(.*?)</bbox>", re.DOTALL)
 NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
@@ -84,6 +82,9 @@ def square_placement(width: int, height: int, tile_size: int = 336) -> Placement
     Raises:
         ValueError: for an image without pixels.
     """
+    # Imported when needed: this loads transformers and torchvision, which readers of plain text do without.
+    from fusedvlm.processing.image_processing_fusedvlm_views import plan_global_square
+
     plan = plan_global_square(height, width, tile_size)
     return _placement(plan.left, plan.top, plan.width, plan.height, plan.side, plan.side)
 
@@ -94,6 +95,8 @@ def canvas_placement(width: int, height: int, tile_size: int = 336, max_local_vi
     Raises:
         ValueError: for an image without pixels, or when there are no local views.
     """
+    from fusedvlm.processing.image_processing_fusedvlm_views import plan_canvas
+
     plan = plan_canvas(height, width, tile_size, max_local_views)
     if plan is None:
         raise ValueError("max_local_views=0 makes no canvas to place boxes on.")

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
 
 Stop = Literal["all_exhausted", "first_exhausted"]
 
@@ -116,16 +115,6 @@ class Mixture(Dataset):
         for source, (size, quota) in enumerate(zip(self.sizes, self.quotas, strict=True)):
             row_of[source_of == source] = endless_rows(size, epoch * quota, quota, self.seed, source)
         return epoch, source_of, row_of
-
-
-class MixtureEpochs(TrainerCallback):
-    """Tells the training mixture which epoch begins, in resumed runs too."""
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
-        """Called by `Trainer` before it asks for the epoch's first batch."""
-        dataset = getattr(train_dataloader, "dataset", None)
-        if isinstance(dataset, Mixture):
-            dataset.start_epoch(int(state.epoch + 1e-6))  # a fraction when the run was resumed within the epoch
 
 
 def generator(*key: int) -> np.random.Generator:

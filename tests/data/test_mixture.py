@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fusedvlm.data.mixture import Mixture, MixtureEpochs, endless_rows, epoch_quotas, normalised_weights
+from fusedvlm.data.epochs import MixtureEpochs
+from fusedvlm.data.mixture import Mixture, endless_rows, epoch_quotas, normalised_weights
 
 
 def rows(name: str, count: int) -> list[str]:
@@ -185,8 +186,7 @@ def train(dataset, folder, stop_at=None, resume=None, callbacks=(), **arguments)
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop_at", [3, 5, 8])
+@pytest.mark.parametrize(("stop_at", "workers"), [(3, 0), (5, 0), (8, 0), (8, 2)])
 def test_a_resumed_trainer_sees_what_an_uninterrupted_one_sees(tmp_path, stop_at, workers, goes_on):
     """Five steps an epoch: the stops lie within the first, between the two, and within the second."""
 
@@ -230,7 +230,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [1])
 def test_two_ranks_share_an_epoch_without_overlap(tmp_path, workers):
     script = tmp_path / "ranks.py"
     script.write_text(TWO_RANKS)
