@@ -194,7 +194,7 @@ def _clean(name: str, data: dict, maps: Mapping[str, list[str]], merged: bool, n
     if name == "config.json":
         model_classes = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
         data["auto_map"] = {auto: maps[auto][0] for auto in model_classes}
-        _pin_backbones(data, merged, notes)
+        pin_backbones(data, merged, notes)
     elif name == "processor_config.json":
         data["auto_map"] = {"AutoProcessor": maps["AutoProcessor"][0]}
         backends = {"pil" if "_pil_" in place else "torchvision": place for place in maps["AutoImageProcessor"]}
@@ -208,7 +208,7 @@ def _clean(name: str, data: dict, maps: Mapping[str, list[str]], merged: bool, n
     return data
 
 
-def _pin_backbones(config: dict, merged: bool, notes: list[str]) -> None:
+def pin_backbones(config: dict, merged: bool, notes: list[str]) -> None:
     """Drop folders of this machine from a model configuration; the language model must be one that others can load."""
     for part in ("vision_config", "text_config", "fuser_config", "answer_config"):
         if isinstance(config.get(part), dict) and is_local(config[part].get("_name_or_path")):
