@@ -2,6 +2,8 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from fusedvlm.hub_cards.push_to_hub import push_model_to_hub, upload_with_card
+
 from .configuration_fusedvlm import FusedVLMConfig, FusedVLMFuserConfig
 from .modeling_fusedvlm import (
     FusedVLMForConditionalGeneration,
@@ -14,6 +16,9 @@ from .modeling_fusedvlm_loading import TOWER_LOADERS
 from .open_clip_towers import load_open_clip_tower
 
 TOWER_LOADERS["open_clip"] = load_open_clip_tower
+# push_to_hub writes the package's card; code that travels to the Hub must not know of it.
+FusedVLMPreTrainedModel.push_to_hub = push_model_to_hub
+FusedVLMPreTrainedModel._upload_modified_files = upload_with_card
 
 AutoConfig.register(FusedVLMConfig.model_type, FusedVLMConfig, exist_ok=True)
 AutoModel.register(FusedVLMConfig, FusedVLMModel, exist_ok=True)

@@ -72,6 +72,13 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
         self.add_callback(self.throughput)
         self.add_callback(WeightWatch(self.trainable_names, args.watch_steps))
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write this package's card where transformers would write its own; arguments as in `transformers.Trainer`."""
+        from fusedvlm.hub_cards.push_to_hub import write_trainer_card
+
+        if self.is_world_process_zero():
+            write_trainer_card(self, *args, **kwargs)
+
     def default_collator(self, processor, args: FusedVLMArguments, model) -> ConversationCollator:
         """Collator of the stage."""
         raise NotImplementedError
