@@ -21,7 +21,7 @@ from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVL
 from fusedvlm.processing import FusedVLMProcessor, build_processor
 from fusedvlm.processing.assemble import clip_query_tokenizer
 
-from .checkpoints import MARKER, mark_complete, problems, publish
+from .checkpoints import MARKER, problems, whole_folder
 from .run_arguments import ModelArguments
 
 BYTES = "bytes"
@@ -190,11 +190,9 @@ def write_random_llm(sizes: dict, folder: Path, seed: int) -> Path:
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
         config = _config({**sizes, **ids, "vocab_size": len(tokenizer)}, "model.text")
         set_seed(seed)
-        staging = folder.with_name(".incomplete") / folder.name
-        AutoModelForCausalLM.from_config(config).save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        mark_complete(staging)
-        publish(staging, folder)
+        with whole_folder(folder) as staging:
+            AutoModelForCausalLM.from_config(config).save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
     return folder
 
 

@@ -81,7 +81,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     before, after = _flatten(old), _flatten(new)
     names = sorted({*before, *after})
     return [
-        f"{name}: {before.get(name)!r} -> {after.get(name)!r}"
+        f"{name}: {before.get(name, 'default')} -> {after.get(name, 'default')}"
         for name in names
         if before.get(name) != after.get(name) and not name.startswith(HARMLESS)
     ]
@@ -93,5 +93,15 @@ def _flatten(sections: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             flat.update(_flatten(value, f"{prefix}{name}."))
         elif value not in (None, {}):
-            flat[f"{prefix}{name}"] = str(value)  # 1e-3 in a file and 0.001 on a command line are read by one parser
+            flat[f"{prefix}{name}"] = _plain(value)
     return flat
+
+
+def _plain(value: Any) -> str:
+    """A value as text that does not depend on how it was written: 1e-3 is 0.001, `true` is True."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plain, value))}]"
+    try:
+        return f"{float(value):g}" if not isinstance(value, bool) else str(value).lower()
+    except (TypeError, ValueError):
+        return str(value).lower() if str(value).lower() in ("true", "false") else str(value)

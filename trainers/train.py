@@ -104,8 +104,8 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
 
     if stage == "contrastive" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ValueError(
-            "FSDP2 cannot shard stage 1: its learned temperature is a scalar, which torch refuses to shard. There is no "
-            "LLM at stage 1, so a whole copy per process fits: launch with ddp.yaml or zero2.yaml."
+            "FSDP2 cannot shard stage 1: its learned temperature is a scalar, which torch refuses to shard. There is "
+            "no LLM at stage 1, so a whole copy per process fits: launch with ddp.yaml or zero2.yaml."
         )
     compile_modules(model, plan.run.torch_compile_modules or [], plan.run.torch_compile_modules_backend)
     kind = ContrastiveTrainer if stage == "contrastive" else GenerationTrainer
