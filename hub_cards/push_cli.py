@@ -57,6 +57,7 @@ def push(
       fusedvlm push runs/quickstart --all --namespace ada --license apache-2.0 --public
       fusedvlm push runs/quickstart/fusedvlm-m32 --repo ada/fusedvlm-m32 --facts facts.yaml --tag v1.1
     """
+    from .collection import check_title
     from .hub import Hub, Patience
     from .push_run import group, offer_adapters, offer_variants, show_done, show_plan
 
@@ -68,6 +69,8 @@ def push(
     else:
         offer = offer_variants(folder, all_variants, namespace, repo, name=name, tag=tag, facts=facts, stated=stated)
     title = None if no_collection or create_pr else collection or offer.title
+    if title is not None:
+        check_title(title)
     hub = Hub(patience=Patience(attempts=2) if dry_run else None)
     if dry_run:
         show_plan(*offer.plan(hub, overwrite=overwrite), title, json_output)

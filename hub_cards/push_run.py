@@ -11,7 +11,7 @@ from fusedvlm.console import emit_json, say, show
 
 from .adapters import build_adapters, plan_adapters, push_adapters
 from .check import check_files
-from .collection import check_title, collect
+from .collection import collect
 from .facts import find_stated, mean_scores
 from .hub import Hub
 from .push import Pushed, plan, push
@@ -133,7 +133,6 @@ def group(hub: Hub, title: str | None, notes: Mapping[str, str], rows: Sequence[
     """Put the repositories into a collection, public when all of them are; returns its address."""
     if title is None:
         return None
-    check_title(title)
     return collect(hub, title, rows[0].repo_id.partition("/")[0], notes, private=any(row.private for row in rows))
 
 
