@@ -1,7 +1,7 @@
 """Asking questions, scoring answers, and typed records of what was measured."""
 
 from .results import Environment, EvaluationResults, Latency, TaskScore, describe_environment
-from .runner import answer_questions, measure_latency, summarise
+from .runner import answer_questions, measure_latencies, summarise
 
 __all__ = [
     "Environment",
@@ -10,6 +10,6 @@ __all__ = [
     "TaskScore",
     "answer_questions",
     "describe_environment",
-    "measure_latency",
+    "measure_latencies",
     "summarise",
 ]

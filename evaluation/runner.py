@@ -81,13 +81,21 @@ def summarise(task: str, num_visual_tokens: int, scores: Sequence[float]) -> Tas
 
 
 @torch.no_grad()
-def measure_latency(
-    model, processor, image, question: str, num_visual_tokens: int, max_new_tokens: int = 8, repeats: int = 5
-) -> Latency:
-    """Median wall-clock time of one question about one image, pixels to text, after one warm-up."""
+def measure_latencies(
+    model, processor, image, question: str, counts: Sequence[int], max_new_tokens: int = 8, repeats: int = 7
+) -> list[Latency]:
+    """Median wall-clock time of one question about one image, pixels to text, at several m.
+
+    The m take turns, after one warm-up each, so that whatever else the machine does slows all of them alike.
+
+    Args:
+        counts: numbers of visual tokens.
+        max_new_tokens: tokens of the whole answer, always all of them.
+        repeats: rounds.
+    """
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
 
-    def ask(tokens: int) -> float:
+    def ask(m: int, tokens: int) -> float:
         started = time.perf_counter()
         inputs = processor.apply_chat_template(
             messages,
@@ -95,14 +103,17 @@ def measure_latency(
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            processor_kwargs={"num_visual_tokens": num_visual_tokens},
+            processor_kwargs={"num_visual_tokens": m},
         ).to(model.device)
         model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    ask(max_new_tokens)
-    first = statistics.median(ask(1) for _ in range(repeats))
-    whole = statistics.median(ask(max_new_tokens) for _ in range(repeats))
-    return Latency(num_visual_tokens, first, whole, repeats)
+    for m in counts:
+        ask(m, max_new_tokens)
+    rounds = [[(ask(m, 1), ask(m, max_new_tokens)) for m in counts] for _ in range(repeats)]
+    return [
+        Latency(m, *(statistics.median(times) for times in zip(*measured, strict=True)), repeats)
+        for m, measured in zip(counts, zip(*rounds, strict=True), strict=True)
+    ]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.console import progress
-from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latency, summarise
+from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarise
 from fusedvlm.scaling import PowerLawFit
 
 from . import world
@@ -115,7 +115,6 @@ def load_and_ask(folders: list[Path], samples: list[world.Sample], seed: int) ->
         for s, qs in asked
         for q in qs
     ]
-    latencies = []
     for folder in progress(folders, description="loading variants back"):
         model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -125,8 +124,9 @@ def load_and_ask(folders: list[Path], samples: list[world.Sample], seed: int) ->
                 model, processor, [example["question"]], m, images=[example["sample"].image], max_new_tokens=52
             )[0]
             example["answers"][m] = answer
-        latencies.append(measure_latency(model, processor, shown[0].image, examples[0]["question"], m))
-    return examples, latencies
+    # The last one loaded has the largest m, and so answers at every m.
+    counts = sorted(examples[0]["answers"])
+    return examples, measure_latencies(model, processor, shown[0].image, examples[0]["question"], counts)
 
 
 def save_record(family: Family, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from fusedvlm.evaluation import (
     TaskScore,
     answer_questions,
     describe_environment,
-    measure_latency,
+    measure_latencies,
     summarise,
 )
 from fusedvlm.tests import tiny
@@ -72,7 +72,8 @@ def test_batch_size_and_cached_views_do_not_change_answers(model, processor):
 
 
 def test_latency_is_measured(model, processor):
-    latency = measure_latency(model, processor, tiny.picture(0), "what?", 4, max_new_tokens=3, repeats=2)
-    assert 0 < latency.time_to_first_token < latency.seconds_per_answer
-    assert (latency.num_visual_tokens, latency.count) == (4, 2)
-    json.dumps(latency.__dict__)
+    latencies = measure_latencies(model, processor, tiny.picture(0), "what?", [1, 4], max_new_tokens=3, repeats=2)
+    assert [(latency.num_visual_tokens, latency.count) for latency in latencies] == [(1, 2), (4, 2)]
+    for latency in latencies:
+        assert 0 < latency.time_to_first_token < latency.seconds_per_answer
+        json.dumps(latency.__dict__)
