@@ -11,6 +11,7 @@ _PUBLIC = {
     "answers_per_segment": "records",
     "build_dataset": "build",
     "load_source": "sources",
+    "read_spec": "build",
     "normalise_sample": "records",
     "text_of": "records",
 }

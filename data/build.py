@@ -8,6 +8,7 @@ from .sources import RowStream, SourceSpec, load_source
 from .streaming import SHUFFLE_BLOCK, StreamingMixture
 
 OPTIONS = ("seed", "stop", "temperature", "shuffle_block")
+RECIPE_KEYS = ("mixture_seed", "fraction", "fraction_seed", "eval_sources")
 
 
 def parse_data_spec(
@@ -80,7 +81,7 @@ def distinct_names(labels: list[str]) -> list[str]:
 
 
 def read_spec(path: str) -> dict[str, Any] | list[dict[str, Any]]:
-    """The data section of a YAML file: the file itself, or what stands under its `data:`.
+    """The data section of a YAML file: the file itself, or what a recipe has under `data:`.
 
     Raises:
         ValueError: naming the file that is missing or not YAML.
@@ -91,6 +92,26 @@ def read_spec(path: str) -> dict[str, Any] | list[dict[str, Any]]:
         raise ValueError(f"{path}: no such file.")
     with open(path, encoding="utf-8") as file:
         try:
-            return yaml.safe_load(file)
+            document = yaml.safe_load(file)
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return recipe_section(document["data"]) if isinstance(document, dict) and "data" in document else document
+
+
+def recipe_section(section: Any) -> Any:
+    """A recipe's data section as one of ours: its `mixture_seed` is the seed, its `fraction` counts for every source.
+
+    Evaluation sources are not part of it.
+    """
+    if not isinstance(section, dict) or not isinstance(section.get("sources"), list):
+        return section
+    rest = {key: value for key, value in section.items() if key not in RECIPE_KEYS}
+    if "mixture_seed" in section:
+        rest["seed"] = section["mixture_seed"]
+    part = float(section.get("fraction", 1))
+    if part != 1:
+        common = {"seed": section.get("fraction_seed", 0)}
+        rest["sources"] = [
+            {**common, **source, "fraction": float(source.get("fraction", 1)) * part} for source in section["sources"]
+        ]
+    return rest

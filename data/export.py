@@ -17,7 +17,7 @@ from PIL import Image
 
 from fusedvlm.console import progress
 
-from .build import parse_data_spec
+from .build import distinct_names, parse_data_spec
 from .converters import Sample
 from .files import as_json, image_bytes
 from .mixture import Mixture
@@ -89,10 +89,11 @@ def one_epoch(spec: Any) -> tuple[Iterator[Sample], int | None]:
     specs, options = parse_data_spec(spec)
     sources = [load_source(source) for source in specs]
     weights = [source.weight for source in specs] if specs[0].weight is not None else None
+    names = distinct_names([source.label for source in specs])
     if not any(isinstance(source, RowStream) for source in sources):
-        mixture = Mixture(sources, weights, **options)
+        mixture = Mixture(sources, weights, names=names, **options)
         return (mixture[index] for index in range(len(mixture))), len(mixture)
-    return iter(StreamingMixture(sources, weights, **options)), None
+    return iter(StreamingMixture(sources, weights, names=names, **options)), None
 
 
 def write_parquet(samples: list[Sample], name: Path, embed_images: bool) -> None:

@@ -86,18 +86,28 @@ def convert_files(files: list[str], kind: str, options: dict[str, Any]) -> Itera
 
 
 def convert_row(row: Any, kind: str, options: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """Samples of one row, or one entry with its problem."""
+    """Rows of `FEATURES` of one row of a file."""
     wanted = {key: options[key] for key in ("turns_per_sample",) if options.get(key) is not None}
     try:
         samples = list(CONVERTERS[kind](row, **wanted))
-        if options.get("check_boxes"):
-            for sample in samples:
-                find_boxes("\n".join(texts_of(sample)))
     except ValueError as error:
-        return [{"id": "", "images": [], "messages": [], "problem": f"{where}: {error}"}]
-    return [
-        {**sample, "id": sample["id"] or where, "images": store_images(sample), "problem": None} for sample in samples
-    ]
+        return [problem_row(f"{where}: {error}")]
+    return [store_sample(sample, options, where) for sample in samples]
+
+
+def store_sample(sample: Sample, options: dict[str, Any], where: str) -> dict[str, Any]:
+    """Row of `FEATURES` of a sample; one with a wrong box is a problem of its own, not of its neighbours."""
+    try:
+        if options.get("check_boxes"):
+            find_boxes("\n".join(texts_of(sample)))
+    except ValueError as error:
+        return problem_row(f"{where}, sample {sample['id']}: {error}")
+    return {**sample, "id": sample["id"] or where, "images": store_images(sample), "problem": None}
+
+
+def problem_row(problem: str) -> dict[str, Any]:
+    """Row of `FEATURES` that is no sample."""
+    return {"id": "", "images": [], "messages": [], "problem": problem}
 
 
 def texts_of(sample: Sample) -> Iterator[str]:

@@ -10,7 +10,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from fusedvlm.data import build_dataset, load_source, normalise_sample
+from fusedvlm.data import build_dataset, load_source, normalise_sample, read_spec
 from fusedvlm.data.boxes import find_boxes
 from fusedvlm.data.mixture import Mixture
 from fusedvlm.data.streaming import StreamingMixture
@@ -370,3 +370,35 @@ def test_collator_takes_the_samples(processor, svit, llava, tmp_path):
     batch = ConversationCollator(processor)(samples)
     assert batch["input_ids"].shape[0] == 6
     assert (batch["labels"] != -100).any(dim=1).all()
+
+
+def test_recipes_are_data_sections_too(llava, tmp_path):
+    file, folder = llava
+    path = tmp_path / "recipe.yaml"
+    source = f"{{type: llava, path: {file}, image_folder: {folder}, fraction: 0.5}}"
+    path.write_text(
+        f"stage: variants\ndata:\n  sources: [{source}]\n  mixture_seed: 7\n  fraction: 0.8\n  fraction_seed: 3\n"
+        "  eval_sources: []\nmodel: {}\n"
+    )
+    assert read_spec(str(path)) == {
+        "sources": [
+            {"type": "llava", "path": str(file), "image_folder": str(folder), "fraction": 0.4, "seed": 3},
+        ],
+        "seed": 7,
+    }
+    assert len(build_dataset(read_spec(str(path)))) == 2
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not YAML"):
+        read_spec(str(path))
+
+
+def test_a_bad_box_is_no_fault_of_its_neighbours(svit, tmp_path):
+    _, referring, folder = svit
+    rows = json.loads(referring.read_text())
+    rows[0]["conversations"][1]["content"][1]["value"] = "There [0.9, 0.1, 0.2, 0.3]."
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(rows))
+    spec = {"type": "svit", "path": str(path), "image_folder": str(folder), "boxes": "square"}
+    with pytest.raises(ValueError, match=r"row 1, sample 11-1: Box \[0.9, 0.1, 0.2, 0.3\] is not left <= right"):
+        load_source(spec)
+    assert [sample["id"] for sample in load_source({**spec, "bad_rows": "drop"})] == ["11-0", "11-2"]

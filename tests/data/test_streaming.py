@@ -1,6 +1,8 @@
 """Streaming mixtures: interrupted anywhere and continued equals never interrupted; nothing twice or lost in workers."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import datasets
@@ -184,3 +186,36 @@ def test_a_resumed_trainer_sees_what_an_uninterrupted_one_sees(tmp_path, workers
         == expected
     )
     assert len(expected) == 120
+
+
+TWO_RANKS = """
+import sys
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+import torch.distributed as dist
+from fusedvlm.data.streaming import StreamingMixture
+
+accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))
+mixture = StreamingMixture([list(range(24)), list(range(100, 124))], seed=3, stop="never", shuffle_block=4)
+loader = accelerator.prepare(DataLoader(mixture, batch_size=2, num_workers=2))
+seen = []
+for batch, _ in zip(loader, range(6)):
+    seen.extend(batch.tolist())
+gathered = [None, None]
+dist.all_gather_object(gathered, seen)
+if accelerator.is_main_process:
+    assert len(gathered[0]) == len(gathered[1]) == 12
+    assert not set(gathered[0]) & set(gathered[1]), gathered
+    print("disjoint")
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_with_workers_share_a_stream_without_overlap(tmp_path):
+    """24 samples in all, of 48: within one pass of each source, so any repetition would be a fault."""
+    script = tmp_path / "ranks.py"
+    script.write_text(TWO_RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert "disjoint" in result.stdout, result.stderr[-2000:]
