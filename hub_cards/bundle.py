@@ -183,8 +183,10 @@ def self_contained(folder: Path) -> bool:
 
 def is_local(name: str | None) -> bool:
     """Whether a backbone's name is a folder of this machine rather than a Hub id or a scheme like `open_clip:...`."""
-    if not name or ":" in name.partition("/")[0]:
+    if not name or ":" in str(name).partition("/")[0]:
         return False
+    if not isinstance(name, str):
+        return True  # nonsense; refused as if it were a folder
     return Path(name).exists() or not HUB_ID.fullmatch(name)
 
 

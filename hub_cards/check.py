@@ -10,12 +10,15 @@ from pathlib import Path
 
 import yaml
 
+import fusedvlm
+
 from .bundle import Files, check_code, is_local
 from .contents import CARD, CHECKSUMS, FACTS, FOREIGN, evidence_files
 from .facts import COMMIT, CardFacts
 from .licences import check_stated
 from .lint import lint_card
 from .readback import differences
+from .render import render_card
 from .safety import looks_like_pickle, paths_in, secrets_in
 from .sources import content_hash, content_size, count_facts
 from .weights import weight_problems
@@ -44,7 +47,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.message}"
+        return " ".join(f"{self.file}: {self.message}".split())
 
 
 def check_files(files: Files, repo_id: str | None = None) -> list[Problem]:
@@ -154,7 +157,10 @@ def _hashes(files: Mapping[str, Path]) -> Iterator[Problem]:
 
 def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
     """Backbones pinned to commits; Auto classes that exist; code that runs elsewhere."""
-    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    config, processor = _json(files["config.json"]), _json(files["processor_config.json"])
+    for name in ("num_visual_tokens", "num_followup_visual_tokens", "image_token_id"):
+        if processor.get(name) != config.get(name):
+            yield Problem("processor_config.json", f"{name} is {processor.get(name)!r}, not {config.get(name)!r}")
     for role in ("text", "vision"):
         name, revision = (config.get(f"{role}_model_{key}") for key in ("name_or_path", "revision"))
         if name and is_local(name):
@@ -163,12 +169,18 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
             yield Problem("config.json", f"refers to {name} at {revision!r} instead of a 40-digit commit")
     yield from _code(sorted(path for name, path in files.items() if path.suffix == ".py"))
     for name, wanted in AUTO_CLASSES.items():
-        auto_map = json.loads(files[name].read_text(encoding="utf-8")).get("auto_map") or {}
+        auto_map = _json(files[name]).get("auto_map")
+        auto_map = auto_map if isinstance(auto_map, dict) else {}
         for auto in wanted:
             module, _, class_name = str(auto_map.get(auto, "")).partition(".")
             source = files.get(f"{module}.py")
             if source is None or not re.search(rf"^class {class_name}\b", source.read_text("utf-8"), re.MULTILINE):
                 yield Problem(name, f"auto_map gives {auto} as {auto_map.get(auto)!r}, which is not in the repository")
+
+
+def _json(path: Path) -> dict:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return data if isinstance(data, dict) else {}
 
 
 def _code(files: list[Path]) -> Iterator[Problem]:
@@ -197,11 +209,18 @@ def _card(folder: Path, files: Mapping[str, Path], repo_id: str | None) -> Itera
     if repo_id is not None and facts.repo_id != repo_id:
         yield Problem(FACTS, f"is about {facts.repo_id}, this is {repo_id}")
     text = files[CARD].read_text(encoding="utf-8")
-    yield from (Problem(CARD, what) for what in differences(text, facts))
+    found = differences(text, facts)
+    yield from (Problem(CARD, what) for what in found)
+    # The same version has the same template, so not one letter may differ.
+    if not found and facts.package_version == fusedvlm.__version__ and text != render_card(facts):
+        yield Problem(CARD, f"is not the text that {FACTS} renders to")
     sizes = {name: content_size(path) for name, path in files.items()}
     yield from (Problem(CARD, what) for what in lint_card(text, sizes, facts.repo_id))
+    evidence = evidence_files(facts)
+    if set(facts.files) != {*evidence, *facts.stated.license_files}:
+        yield Problem(FACTS, f"lists the files {list(facts.files)} instead of what it speaks of")
     yield from (Problem(name, "missing, though the facts name it") for name in facts.files if name not in files)
-    for name, content in evidence_files(facts).items():
+    for name, content in evidence.items():
         if name in files and files[name].read_bytes() != content:
             yield Problem(name, f"is not what {FACTS} says")
     yield from _counted(folder, files, facts)

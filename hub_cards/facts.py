@@ -8,13 +8,15 @@ carries that file's sha256 instead. What nobody stated or measured is `None` and
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fusedvlm.evaluation.results import Environment, EvaluationResults, Latency, TaskScore
+from fusedvlm.evaluation.results import EvaluationResults
+
+from .typed import build
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -85,29 +87,10 @@ class StatedFacts:
         Raises:
             ValueError: for unknown keys (a misspelt licence must not become a missing one) and wrong types.
         """
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}.")
         data = {"license": None, "llm_license": None, **data}
-        try:
-            datasets = tuple(Dataset(**entry) for entry in data.pop("datasets", None) or ())
-            benchmarks = {name: Benchmark(**entry) for name, entry in (data.pop("benchmarks", None) or {}).items()}
-        except TypeError as error:
-            raise ValueError(f"{where}: {error}") from error
-        languages = _texts(data.pop("languages", None), f"{where}: languages")
-        license_files = _texts(data.pop("license_files", None), f"{where}: license_files")
-        for name, value in data.items():
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{where}: {name} must be text, not {value!r}.")
-        return cls(**data, languages=languages, license_files=license_files, datasets=datasets, benchmarks=benchmarks)
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    """A list of texts; one text alone would be taken apart letter by letter."""
-    value = value or ()
-    if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError(f"{where} must be a list of texts, not {value!r}.")
-    return tuple(value)
+        # An empty list in YAML is often written as nothing at all.
+        lists = ("languages", "datasets", "benchmarks", "license_files")
+        return build(cls, {key: value for key, value in data.items() if value is not None or key not in lists}, where)
 
 
 @dataclass(frozen=True)
@@ -201,34 +184,9 @@ class CardFacts:
         """Read what `to_json` wrote. Raises `ValueError` when something is missing."""
         try:
             data = json.loads(text)
-            counted = data["counted"]
-            counted["trained_num_visual_tokens"] = tuple(counted["trained_num_visual_tokens"])
-            for role in ("vision", "language_model"):
-                counted[role] = Backbone(**counted[role])
-            return cls(
-                repo_id=data["repo_id"],
-                tag=data["tag"],
-                stated=StatedFacts.from_mapping(data["stated"], "facts.json"),
-                counted=CountedFacts(**counted),
-                measured=_results(data["measured"]),
-                control=_results(data["control"]),
-                training=data["training"],
-                family=tuple(Neighbour(**entry) for entry in data["family"]),
-                package_version=data["package_version"],
-                files=tuple(data["files"]),
-            )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"facts.json: not the facts of a card ({error!r}).") from error
-
-
-def _results(data: dict | None) -> EvaluationResults | None:
-    if data is None:
-        return None
-    return EvaluationResults(
-        Environment(**data["environment"]),
-        [TaskScore(**row) for row in data["scores"]],
-        [Latency(**row) for row in data["latencies"]],
-    )
+        except json.JSONDecodeError as error:
+            raise ValueError(f"facts.json: not the facts of a card ({error}).") from error
+        return build(cls, data, "facts.json")
 
 
 def read_stated(path: Path) -> StatedFacts:

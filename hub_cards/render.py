@@ -121,10 +121,12 @@ def _training(facts: CardFacts) -> dict[str, list[tuple[str, str]]]:
     return {heading: rows for heading, rows in tables.items() if rows}
 
 
-def _scalars(values: Mapping[str, Any] | None, prefix: str = "") -> list[tuple[str, str]]:
+def _scalars(values: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as flat (name, value) rows."""
+    if not isinstance(values, Mapping):
+        return [] if values is None else [(prefix or "all of it", str(values))]
     rows: list[tuple[str, str]] = []
-    for key, value in (values or {}).items():
+    for key, value in values.items():
         if isinstance(value, dict):
             rows += _scalars(value, f"{prefix}{key}.")
         else:

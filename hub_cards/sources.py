@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from fusedvlm.evaluation.results import EvaluationResults
 
 from .bundle import Content, Files, is_local, self_contained
 from .facts import Backbone, CountedFacts, StatedFacts
+from .typed import build
 
 RESULTS, CONTROL, RUN = "results.json", "swapped.json", "run.json"
 RUN_KEYS = ("stage", "command", "started", "finished", "processes", "versions")
@@ -57,10 +59,13 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
     Raises:
         ValueError: when the configuration is not one of a FusedVLM variant.
     """
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
     from fusedvlm.serving.info import count_parameters
 
     config = read_config(folder, files["config.json"])
-    model = model_config(folder, config)
+    with building_a_model(folder):
+        model = FusedVLMConfig.from_dict(config)
+        parameters = count_parameters(model)
     weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
     return CountedFacts(
         num_visual_tokens=model.num_visual_tokens,
@@ -71,20 +76,20 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
         tokens_per_view=model.tokens_per_view,
         fuse_question=model.fuse_question,
         self_contained=self_contained(folder),
-        parameters=count_parameters(model),
+        parameters=parameters,
         weight_bytes=sum(content_size(content) for content in weights.values()),
         sha256={name: content_hash(files[name]) for name in ("config.json", *sorted(weights))},
-        vision=_backbone(config, "vision", stated.vision_license),
-        language_model=_backbone(config, "text", stated.llm_license),
+        vision=_backbone(model, "vision", stated.vision_license),
+        language_model=_backbone(model, "text", stated.llm_license),
     )
 
 
-def _backbone(config: dict, role: str, license: str | None) -> Backbone:
-    name = config.get(f"{role}_model_name_or_path")
+def _backbone(config, role: str, license: str | None) -> Backbone:
+    name = getattr(config, f"{role}_model_name_or_path")
     if is_local(name):
         name = None
-    revision = config.get(f"{role}_model_revision") if name else None
-    return Backbone(config[f"{role}_config"]["model_type"], name, revision, license)
+    revision = getattr(config, f"{role}_model_revision") if name else None
+    return Backbone(getattr(config, f"{role}_config").model_type, name, revision, license)
 
 
 def read_config(folder: Path, content: Content) -> dict:
@@ -98,20 +103,17 @@ def read_config(folder: Path, content: Content) -> dict:
     return config
 
 
-def model_config(folder: Path, config: dict):
-    """A `FusedVLMConfig` from plain data.
-
-    Raises:
-        ValueError: when it describes no model. Nested configurations are validated by transformers and huggingface_hub,
-            whose errors are of many types.
-    """
+@contextmanager
+def building_a_model(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers and torch raise for a nonsense configuration into one `ValueError`."""
     from huggingface_hub.errors import StrictDataclassError
 
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
-
     try:
-        return FusedVLMConfig.from_dict(config)
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        yield
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, ImportError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{folder}/config.json: describes no model ({reason}).") from error
 
@@ -125,16 +127,17 @@ def read_results(variant: Path, name: str) -> EvaluationResults | None:
     # The family's file wins: a copy inside may be what an earlier card left there, before the last evaluation.
     if (path := _first(variant.parent / name, variant / name)) is None:
         return None
-    results = EvaluationResults.load(path)
+    try:
+        results = build(EvaluationResults, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a results file ({error}).") from error
     seen = set()
     for row in results.scores:
-        if not math.isfinite(row.score) or not math.isfinite(row.standard_error):
-            raise ValueError(f"{path}: the score of {row.task!r} at m={row.num_visual_tokens} is {row.score}.")
         if (row.task, row.num_visual_tokens) in seen:
             raise ValueError(f"{path}: {row.task!r} has two scores at m={row.num_visual_tokens}; which one is right?")
         seen.add((row.task, row.num_visual_tokens))
     for row in results.latencies:
-        if not (0 < row.time_to_first_token < math.inf and 0 < row.seconds_per_answer < math.inf):
+        if min(row.time_to_first_token, row.seconds_per_answer) <= 0:
             raise ValueError(f"{path}: the latency at m={row.num_visual_tokens} is not a positive number of seconds.")
     environment = results.environment
     return replace(results, environment=replace(environment, command=without_folders(environment.command)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .bundle import LANGUAGE_PREFIXES, weight_header
-from .sources import model_config, read_config
+from .sources import building_a_model, read_config
 
 INDEX = "model.safetensors.index.json"
 
@@ -47,11 +47,11 @@ def weight_problems(folder: Path) -> Iterator[tuple[str, str]]:
 
 def expected_tensors(folder: Path) -> tuple[dict[str, list[int]], set[str]]:
     """{tensor: shape} of the whole model by its configuration, and the tensors that are tied to others."""
-    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 
-    config = model_config(folder, read_config(folder, folder / "config.json"))
-    with torch.device("meta"):
-        model = FusedVLMForConditionalGeneration(config)
+    data = read_config(folder, folder / "config.json")
+    with building_a_model(folder), torch.device("meta"):
+        model = FusedVLMForConditionalGeneration(FusedVLMConfig.from_dict(data))
     tied = set(model.all_tied_weights_keys)
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}, tied
 

@@ -1,9 +1,11 @@
 """`fusedvlm check`: sound repositories pass, every kind of damage is one line that names the file."""
 
+import copy
 import gzip
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import subprocess
@@ -143,7 +145,7 @@ DAMAGES = {
     ),
     "facts without a licence": (lambda f: edit_json(f / "facts.json", lambda d: d["stated"].update(license=None)), "facts.json", "No licence"),
     "broken JSON": (lambda f: (f / "config.json").write_text("{"), "config.json", "damaged"),
-    "JSON that is none of ours": (lambda f: (f / "facts.json").write_text("[1]"), "facts.json", "not the facts"),
+    "JSON that is none of ours": (lambda f: (f / "facts.json").write_text("[1]"), "facts.json", "must hold keys and values"),
     "text that is no text": (lambda f: (f / "README.md").write_bytes(b"\xff\xfe\x00"), "README.md", "damaged"),
     "a nonsense configuration": (
         lambda f: edit_json(f / "config.json", lambda d: d.update(vision_config={"model_type": "clip_vision_model", "hidden_size": 5})), "config.json", "",
@@ -175,6 +177,12 @@ DAMAGES = {
         lambda f: (f / "modeling_fusedvlm.py").write_text("import fusedvlm\n" + (f / "modeling_fusedvlm.py").read_text()), "modeling_fusedvlm.py", "imports fusedvlm",
     ),
     "code that is no Python": (lambda f: (f / "modeling_fusedvlm.py").write_text("def ("), "modeling_fusedvlm.py", "not Python"),
+    "a processor of another variant": (
+        lambda f: edit_json(f / "processor_config.json", lambda d: d.update(num_visual_tokens=1)), "processor_config.json", "num_visual_tokens is 1, not 7",
+    ),
+    "an edited sentence": (lambda f: replace_text(f / "README.md", "One causal fusion", "One acausal fusion"), "README.md", "not the text"),
+    "a number in the training table": (lambda f: replace_text(f / "README.md", "| seed | 3 |", "| seed | 4 |"), "README.md", "not the text"),
+    "facts that list other files": (lambda f: edit_json(f / "facts.json", lambda d: d["files"].pop()), "facts.json", "lists the files"),
     "a class that is not there": (
         lambda f: edit_json(f / "config.json", lambda d: d["auto_map"].update(AutoModel="modeling_fusedvlm.Nothing")), "config.json", "Nothing",
     ),
@@ -191,6 +199,37 @@ def test_damage_is_noticed_even_where_the_checksums_agree(folder, name):
     assert any(problem.file == file and message in problem.message for problem in problems), problems
     assert all(len(str(problem).splitlines()) == 1 for problem in problems)
     assert not any("a1B2" in str(problem) for problem in problems)  # a report never repeats a secret
+
+
+JUNK = (None, "x", -1, [], {}, 1e308, True, "a\nb", 0.5)
+
+
+def leaves(value, path=()):
+    """Paths to everything in nested data."""
+    yield path
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in pairs:
+        yield from leaves(entry, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["facts.json", "config.json", "processor_config.json"])
+def test_junk_anywhere_is_told_and_never_a_crash(folder, name):
+    original = json.loads((folder / name).read_text())
+    generator = random.Random(name)
+    for path in generator.choices(sorted(leaves(original), key=str), k=40):
+        data = copy.deepcopy(original)
+        parent = data
+        for key in path[:-1]:
+            parent = parent[key]
+        if path:
+            parent[path[-1]] = generator.choice(JUNK)
+        else:
+            data = generator.choice(JUNK)
+        (folder / name).write_text(json.dumps(data))
+        rehash(folder)
+        problems = check_folder(folder)
+        assert problems or name != "facts.json" or data == original, (path, data)
+        assert all(len(str(problem).splitlines()) == 1 for problem in problems)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"files": 3}', '{"files": {"README.md": 1}}', "null"])

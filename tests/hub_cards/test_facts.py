@@ -60,7 +60,7 @@ def test_the_licence_has_no_default(tiny_family):
         ("license: {", "cannot be read as YAML"),
         ("languages: en", "languages must be a list"),
         ("license_files: LICENSE", "license_files must be a list"),
-        ("datasets: [{title: x}]", "unexpected keyword argument 'title'"),
+        ("datasets: [{title: x}]", "unknown key 'title'"),
         ("datasets: [{name: x, id: /data/x}]", "is not a Hub id"),
         ("datasets: [{name: x, url: 'javascript:alert(1)'}]", "must start with https://"),
         ("benchmarks: {gqa: {id: a/b}}", "task_id"),
@@ -91,11 +91,13 @@ def test_facts_beside_the_variant_and_options_over_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data["scores"][0].update(score=float("nan")), "m=1 is nan"),
+        (lambda data: data["scores"][0].update(score=float("nan")), "score is nan, which is no number"),
         (lambda data: data["scores"].append(data["scores"][0]), "two scores at m=1"),
         (lambda data: data["latencies"][0].update(time_to_first_token=-1), "latency at m=1"),
-        (lambda data: data.pop("environment"), "not a results file"),
-        (lambda data: data["scores"][0].pop("count"), "not a results file"),
+        (lambda data: data.pop("environment"), "environment is missing"),
+        (lambda data: data["scores"][0].pop("count"), r"scores\[0\]: count is missing"),
+        (lambda data: data["scores"][0].update(score="high"), "score must be a number, not 'high'"),
+        (lambda data: data["scores"][0].update(count=True), "count must be a whole number"),
     ],
 )
 def test_damaged_results_are_refused(tmp_path, change, message):
