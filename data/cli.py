@@ -243,13 +243,13 @@ def questions(
     --model my-llm -o questions.jsonl
     """
     from fusedvlm.console import emit_json, show
-    from fusedvlm.data.export import one_epoch
+    from fusedvlm.data.export import every_sample
     from fusedvlm.data.filters import KINDS
     from fusedvlm.data.llm import Endpoint, LocalModel
     from fusedvlm.data.questions import QuestionOptions, write_questions
 
     endpoint_or_local(base_url, model, local)
-    samples, _ = one_epoch(data_section(spec, kind, images))
+    samples = every_sample(data_section(spec, kind, images))
     author = f"{local or f'{base_url} {model}'} {temperature} {seed} {max_tokens}"
     options = QuestionOptions(
         tuple(kinds or KINDS), per_description, min_words, author, concurrency if local is None else 1
@@ -302,7 +302,7 @@ def documents(
     """
     from fusedvlm.console import emit_json, show
     from fusedvlm.data.documents import EndpointReader, NougatReader, SentenceEmbedder, read_documents
-    from fusedvlm.data.export import one_epoch
+    from fusedvlm.data.export import every_sample
     from fusedvlm.data.filters import PageLimits
     from fusedvlm.data.llm import Endpoint
 
@@ -314,7 +314,7 @@ def documents(
     else:
         read, concurrency = NougatReader(local, max_tokens, device), 1
     author = f"{local or f'{base_url} {model}'} {max_tokens} {embedding_model}"
-    samples, _ = one_epoch(data_section(spec, kind, images))
+    samples = every_sample(data_section(spec, kind, images))
     report = read_documents(samples, output, read, embed, limits, author, concurrency)
     if json_output:
         emit_json(report)

@@ -8,7 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,10 @@ def write_shards(
 
 
 def one_epoch(spec: Any) -> tuple[Iterator[Sample], int | None]:
-    """Samples of one epoch in training order, and how many when that is known."""
+    """Samples of one epoch in training order, and how many when that is known.
+
+    Streams without weights come one after the other, so that this too is every row once.
+    """
     specs, options = parse_data_spec(spec)
     sources = [load_source(source) for source in specs]
     weights = [source.weight for source in specs] if specs[0].weight is not None else None
@@ -93,7 +96,14 @@ def one_epoch(spec: Any) -> tuple[Iterator[Sample], int | None]:
     if not any(isinstance(source, RowStream) for source in sources):
         mixture = Mixture(sources, weights, names=names, **options)
         return (mixture[index] for index in range(len(mixture))), len(mixture)
+    if weights is None:
+        return chain.from_iterable(sources), None
     return iter(StreamingMixture(sources, weights, names=names, **options)), None
+
+
+def every_sample(spec: Any) -> Iterator[Sample]:
+    """All samples of a data section's sources, one source after the other; weights do not matter."""
+    return chain.from_iterable(load_source(source) for source in parse_data_spec(spec)[0])
 
 
 def write_parquet(samples: list[Sample], name: Path, embed_images: bool) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from .converters import Sample
 
 
@@ -69,12 +71,26 @@ class Journal:
         path: of the file; made when it does not exist.
 
     Raises:
-        ValueError: when a line in the middle is not JSON.
+        ValueError: when another process writes to it, or a line in the middle is not JSON.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{self.path}.lock")  # let go by the system when the process is killed
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self.path}: another run is writing to it; wait for it or choose another output."
+            ) from None
+        try:
+            self._read()
+        except ValueError:
+            self._lock.release()
+            raise
+
+    def _read(self) -> None:
         self.entries: dict[str, dict[str, Any]] = {}
         whole = 0
         with open(self.path, "ab+") as file:
@@ -98,6 +114,7 @@ class Journal:
 
     def __exit__(self, *error) -> None:
         self._file.close()
+        self._lock.release()
 
     def __contains__(self, key: str) -> bool:
         return key in self.entries

@@ -12,6 +12,7 @@ KINDS: tuple[Kind, ...] = ("yes_no", "multiple_choice")
 LETTERS = "ABCD"
 
 FIELD = re.compile(r"^\W*(?:\d+[.)]\s*)?\W*(question|answer|[A-Z])(?:\s+\d+)?\W*?\s*[:.)]\W*?\s*(.*)$", re.IGNORECASE)
+THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)  # what reasoning models say to themselves
 TOLD = re.compile(
     r"\b(according to|mentioned in|described in|based on|in|from|by)\s+(the|this|that)\s+"
     r"(description|text|caption|paragraph|passage)\b",
@@ -38,7 +39,7 @@ def parse_questions(kind: Kind, reply: str) -> list[Question]:
     [Question(kind='yes_no', text='Is it red?', answer='Yes', options=())]
     """
     found: list[dict] = []
-    for line in reply.splitlines():
+    for line in THOUGHTS.sub("", reply).splitlines():
         match = FIELD.match(line)
         if match is None:
             continue

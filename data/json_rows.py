@@ -1,6 +1,9 @@
 """Rows of JSON and JSON Lines files one at a time: a 1 GB array is never in memory whole, and bad rows are named."""
 
 import json
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -12,19 +15,41 @@ CHUNK = 1 << 20  # characters read at a time
 def read_json_rows(path: str) -> Iterator[tuple[int, Any]]:
     """Rows of a JSON array (`[row, row, ...]`) or of JSON Lines, numbered from 1.
 
+    A line of JSON Lines that is not JSON comes as the `ValueError` that says so, and the next ones follow.
+
     Args:
-        path: file, plain or compressed (.gz, .bz2, .xz, .zip with one member), or URL that fsspec can open (`hf://`).
+        path: file, plain or compressed (.gz, .bz2, .xz, .zip with one file), or URL that fsspec can open (`hf://`).
 
     Raises:
-        ValueError: naming the file and the row that is not JSON; for a file without rows.
+        ValueError: naming the file, and the row of an array that is not JSON; for a file without rows, one that is not
+            UTF-8, a damaged archive.
     """
-    with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as file:
-        start = file.read(CHUNK)
-        while start and not start.strip():
+    address = _zip_member(path) if path.endswith(".zip") else path
+    try:
+        with fsspec.open(address, "rt", encoding="utf-8-sig", compression="infer") as file:
             start = file.read(CHUNK)
-        if not start:
-            raise ValueError(f"{path}: no rows; the file is empty.")
-        yield from (_array_rows if start.lstrip().startswith("[") else _line_rows)(file, start, path)
+            while start and not start.strip():
+                start = file.read(CHUNK)
+            if not start:
+                raise ValueError(f"{path}: no rows; the file is empty.")
+            yield from (_array_rows if start.lstrip().startswith("[") else _line_rows)(file, start, path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}).") from None
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: a damaged archive ({error}); fetch it again.") from None
+
+
+def _zip_member(path: str) -> str:
+    """Address of the one file in a zip: fsspec alone would take the first and be silent about the others."""
+    try:
+        with fsspec.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not a zip file ({error}); fetch it again.") from None
+    names = [name for name in names if name.endswith((".json", ".jsonl"))] or names
+    if len(names) != 1:
+        raise ValueError(f"{path}: holds {len(names)} files ({', '.join(names[:5])}); unpack it and name one of them.")
+    return f"zip://{names[0]}::{path}"
 
 
 def _line_rows(file: IO[str], start: str, path: str) -> Iterator[tuple[int, Any]]:
@@ -35,21 +60,21 @@ def _line_rows(file: IO[str], start: str, path: str) -> Iterator[tuple[int, Any]
         for line in lines:
             number += 1
             if line.strip():
-                yield number, _loads(line, path, number)
+                yield number, _loads(line, number)
         chunk = file.read(CHUNK)
         if not chunk:
             break
         rest += chunk
     if rest.strip():
-        yield number + 1, _loads(rest, path, number + 1)
+        yield number + 1, _loads(rest, number + 1)
 
 
-def _loads(line: str, path: str, number: int) -> Any:
+def _loads(line: str, number: int) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         hint = " (one JSON document must be an array of rows; JSON Lines has one row per line)" if number == 1 else ""
-        raise ValueError(f"{path}, row {number}: not JSON: {error}{hint}.") from None
+        return ValueError(f"not JSON: {error}{hint}.")
 
 
 class _Window:

@@ -87,6 +87,8 @@ def convert_files(files: list[str], kind: str, options: dict[str, Any]) -> Itera
 
 def convert_row(row: Any, kind: str, options: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """Rows of `FEATURES` of one row of a file."""
+    if isinstance(row, ValueError):  # a line that is not JSON
+        return [problem_row(f"{where}: {row}")]
     wanted = {key: options[key] for key in ("turns_per_sample",) if options.get(key) is not None}
     try:
         samples = list(CONVERTERS[kind](row, **wanted))

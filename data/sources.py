@@ -55,6 +55,7 @@ class SourceSpec:
     licence: str | None = field(default=None, metadata={"help": "for the manifest; your reading of the licence"})
 
     def __post_init__(self):
+        self._check_types()
         for name, allowed in {
             "type": tuple(CONVERTERS),
             "boxes": ("keep", "tags", "square"),
@@ -68,6 +69,29 @@ class SourceSpec:
             raise ValueError(f"Source {self.label}: fraction={self.fraction} must be above 0 and at most 1.")
         if self.turns_per_sample is not None and (self.type != "svit" or self.turns_per_sample < 1):
             raise ValueError(f"Source {self.label}: turns_per_sample is for type svit and at least 1.")
+
+    def _check_types(self) -> None:
+        """YAML makes "false" a text and texts are true: say so instead of going on."""
+        is_path = isinstance(self.path, str) or (
+            isinstance(self.path, (list, tuple)) and self.path and all(isinstance(path, str) for path in self.path)
+        )
+        checks = {
+            "path": is_path,
+            "streaming": isinstance(self.streaming, bool),
+            "fraction": _is_number(self.fraction),
+            "weight": self.weight is None or _is_number(self.weight),
+            "seed": isinstance(self.seed, int) and self.seed >= 0,
+        }
+        for name, is_right in checks.items():
+            if not is_right:
+                wanted = {
+                    "path": "text or a list of texts",
+                    "streaming": "true or false",
+                    "seed": "a whole number from 0",
+                }
+                raise ValueError(
+                    f"A source's {name} must be {wanted.get(name, 'a number')}, got {getattr(self, name)!r}."
+                )
 
     @property
     def label(self) -> str:
@@ -102,6 +126,10 @@ class SourceSpec:
             what = f"unknown keys {', '.join(unknown)}" if unknown else f"no {' and no '.join(missing)}"
             raise ValueError(f"Source {spec}: {what}; known keys are {', '.join(known)}.")
         return cls(**spec)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class RowSource:

@@ -35,7 +35,7 @@ def run_tasks(tasks: Iterable[Task], journal: Journal, concurrency: int, descrip
         How many calls stayed without an answer.
 
     Raises:
-        ValueError: when a call is refused; what is running is finished first.
+        ValueError: when a call is refused.
         Unanswered: when 20 calls in a row had no answer.
     """
     distinct = {task.key: task for task in tasks}
@@ -47,23 +47,22 @@ def run_tasks(tasks: Iterable[Task], journal: Journal, concurrency: int, descrip
         progress(description=description, total=len(distinct), initial=done) as bar,
         ThreadPoolExecutor(concurrency) as pool,
     ):
-        while True:
-            for task in islice(todo, 2 * concurrency - len(running)):
-                running[pool.submit(task.call)] = task
-            if not running:
-                return failed
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                task = running.pop(future)
-                bar.update()
-                try:
-                    journal.add({"key": task.key, **future.result()})
-                    in_a_row = 0
-                except Unanswered as error:
-                    failed, in_a_row = failed + 1, in_a_row + 1
-                    say(str(error))
-                    if in_a_row >= SILENT:
-                        pool.shutdown(cancel_futures=True)
-                        raise
-                except ValueError:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+        try:
+            while True:
+                for task in islice(todo, 2 * concurrency - len(running)):
+                    running[pool.submit(task.call)] = task
+                if not running:
+                    return failed
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    bar.update()
+                    try:
+                        journal.add({"key": task.key, **future.result()})
+                        in_a_row = 0
+                    except Unanswered as error:
+                        failed, in_a_row = failed + 1, in_a_row + 1
+                        say(str(error))
+                        if in_a_row >= SILENT:
+                            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # on an error or Ctrl-C: what has not begun never will

@@ -4,7 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# No clock (machines are shared) and the same examples in every run.
+settings.register_profile("data", deadline=None, derandomize=True)
+settings.load_profile("data")
 
 
 def save_image(path, size=(40, 30), seed=0):

@@ -65,6 +65,7 @@ def test_filtering_what_was_kept_drops_nothing(asked):
     ("reply", "problem"),
     [
         ("Question: Is the cat red?\nAnswer: Yes", None),
+        ("<think>Question: Why?\nAnswer: No</think>\nQuestion: Is the cat red?\nAnswer: Yes", None),
         ("1. **Question:** Is the cat red?\n**Answer:** No", None),
         ("Question 2: Is the cat red?\nAnswer: Yes.", "answer is not Yes or No"),
         ("Question: Is the cat red?\nAnswer: yes", "answer is not Yes or No"),

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -131,6 +133,13 @@ def test_convert_refuses_to_overwrite_and_leaves_nothing_half_done(section, llav
     assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))
 
 
+def test_streams_without_weights_are_written_once(section, tmp_path):
+    document = yaml.safe_load(section.read_text())
+    for source in document["data"]["sources"]:
+        source["streaming"] = True
+    assert write_shards(document, tmp_path / "shards")["samples"] == 8
+
+
 def test_manifest(section, llava, tmp_path):
     out = tmp_path / "manifest.json"
     result = run(app, ["manifest", str(section), "--licence", "llava=CC BY 4.0", "-o", str(out)])
@@ -154,3 +163,13 @@ def test_data_files_need_a_type(llava):
     assert "user: <image> Question" in shown.stdout
     assert "--images" in str(run(app, ["show", "data.yaml", "--type", "llava"]).exception)
     assert "no such file" in str(run(app, ["show", "data.yaml"]).exception)
+
+
+def test_exit_codes(section, llava):
+    """The command itself: 2 and one line for bad images, nothing on standard output but the counts."""
+    (llava[1] / "ocr_vqa/images/2.jpg").write_bytes(b"")
+    command = [str(Path(sys.executable).with_name("fusedvlm")), "data", "check", str(section)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "2.jpg (the file is empty.)" in result.stderr.strip().splitlines()[-1]
+    assert result.stdout.startswith("llava: 5 samples, 3 images, 1 corrupt, 1 affected")

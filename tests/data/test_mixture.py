@@ -25,7 +25,7 @@ def epoch_of(mixture: Mixture, epoch: int = 0) -> list:
     return [mixture[index] for index in range(len(mixture))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
@@ -43,7 +43,7 @@ def test_all_exhausted_shows_every_row_and_keeps_the_shares(sizes, weights, seed
         assert abs(sum(counts) - share * len(mixture)) <= len(sizes)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(20, 60), min_size=1, max_size=3), seed=st.integers(0, 1000))
 def test_first_exhausted_repeats_nothing_within_an_epoch_and_goes_on_in_the_next(sizes, seed):
     mixture = Mixture(

@@ -232,6 +232,15 @@ def test_killed_runs_go_on_without_duplicates(tmp_path):
     assert 80 <= len(seen) <= 80 + 4 * 2  # only what was in flight is asked twice
 
 
+def test_two_runs_do_not_write_one_journal(tmp_path):
+    with Journal(tmp_path / "j") as journal:
+        journal.add({"key": "a"})
+        with pytest.raises(ValueError, match="another run"):
+            Journal(tmp_path / "j")
+    with Journal(tmp_path / "j") as journal:
+        assert "a" in journal
+
+
 def test_journals_refuse_what_they_did_not_write(tmp_path):
     path = tmp_path / "j"
     path.write_text('{"key": "a"}\nnonsense\n{"key": "b"}\n')

@@ -1,5 +1,6 @@
 """Sources: every layout to the one format, sized or streamed alike; bad rows named; nothing opened before its time."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -288,6 +289,10 @@ def test_fraction_is_seeded(tmp_path):
         ({"type": "llava", "path": "/nowhere/x.json"}, "/nowhere/x.json: no such file"),
         ({"type": "llava", "path": "x.json", "fraction": 0}, "fraction=0"),
         ({"type": "llava", "path": "x.json", "boxes": "round"}, "boxes='round'"),
+        ({"type": "llava", "path": "x.json", "fraction": "0.1"}, "fraction must be a number, got '0.1'"),
+        ({"type": "llava", "path": "x.json", "streaming": "false"}, "streaming must be true or false, got 'false'"),
+        ({"type": "llava", "path": "x.json", "seed": -1}, "seed must be a whole number"),
+        ({"type": "llava", "path": [1]}, "path must be text"),
         ({"type": "llava", "path": "x.json", "turns_per_sample": 2}, "turns_per_sample"),
         ("llava", "mapping with type and path"),
     ],
@@ -402,3 +407,30 @@ def test_a_bad_box_is_no_fault_of_its_neighbours(svit, tmp_path):
     with pytest.raises(ValueError, match=r"row 1, sample 11-1: Box \[0.9, 0.1, 0.2, 0.3\] is not left <= right"):
         load_source(spec)
     assert [sample["id"] for sample in load_source({**spec, "bad_rows": "drop"})] == ["11-0", "11-2"]
+
+
+def test_archives_that_hold_several_files_or_none(tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for name in ("a.json", "b.json", "__MACOSX/a.json", "readme.txt"):
+            archive.writestr(name, json.dumps([llava_row(1)]))
+    (tmp_path / "no.zip").write_text("nothing")
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps([llava_row(1)]).encode())[:-20])
+    (tmp_path / "latin.json").write_bytes("[{'é': 1}]".encode("latin-1"))
+    for name, message in {
+        "two.zip": r"two.zip: holds 2 files \(a.json, b.json\)",
+        "no.zip": "no.zip: not a zip file",
+        "cut.json.gz": "cut.json.gz: a damaged archive",
+        "latin.json": "latin.json: not text in UTF-8",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_source({"type": "llava", "path": str(tmp_path / name)})
+
+
+def test_lines_that_are_not_json_can_be_dropped(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps(llava_row(1)), '{"id": 2, "conv', json.dumps(llava_row(3))]))
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 2: not JSON"):
+        load_source({"type": "llava", "path": str(path)})
+    kept = load_source({"type": "llava", "path": str(path), "bad_rows": "drop"})
+    assert (len(kept), kept.dropped) == (2, 1)
+    assert "row 2: not JSON" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_stopped_and_continued_equals_uninterrupted(make, stop, block):
         assert begin + [text(sample) for sample in second] == expected, taken
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 80), st.integers(0, 80), st.integers(0, 9))
 def test_any_two_interruptions(first, second, seed):
     expected, seen, state = whole(seed=seed, stop="all_exhausted"), [], None
