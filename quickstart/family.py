@@ -42,9 +42,14 @@ class Family:
         return self.folder / f"fusedvlm-m{max(self.mean_scores())}"
 
 
+def first_held_out(settings: Settings) -> int:
+    """Index of the first held-out image; training images count from 0."""
+    return HELD_OUT_WORLD + settings.seed * settings.num_held_out
+
+
 def held_out_questions(settings: Settings) -> tuple[list[world.Sample], dict[str, list[tuple[int, world.Question]]]]:
     """Held-out images, and per task questions as (image number, question)."""
-    first = HELD_OUT_WORLD + settings.seed * settings.num_held_out
+    first = first_held_out(settings)
     samples = [world.make_sample(settings.seed, first + index) for index in range(settings.num_held_out)]
     generator = np.random.default_rng([settings.seed, 3])
     questions: dict[str, list] = {task: [] for task in world.TASKS}
@@ -133,8 +138,17 @@ def save_record(family: Family, settings: Settings) -> None:
     """Write results.json, swapped.json and run.json beside the variants."""
     family.results.save(family.folder / "results.json")
     family.swapped.save(family.folder / "swapped.json")
+    environment = family.results.environment
     record = {
+        "command": environment.command,
+        "versions": environment.versions,
         "settings": asdict(settings),
+        "data": {
+            "source": "rendered by fusedvlm.quickstart.world from seed and index",
+            "seed": settings.seed,
+            "training_images": [0, settings.num_images],
+            "held_out_images": [first_held_out(settings), first_held_out(settings) + settings.num_held_out],
+        },
         "stages": family.stages,
         "mean_score": family.mean_scores(),
         "mean_score_swapped": family.mean_scores(swapped=True),

@@ -1,6 +1,8 @@
 """The `card` command, and the example in the documentation."""
 
 import json
+import shlex
+import subprocess
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from fusedvlm.hub_cards.check import check_folder
 from fusedvlm.hub_cards.contents import card_files, evidence_files
 from fusedvlm.hub_cards.facts import CardFacts, read_stated
 from fusedvlm.hub_cards.licences import license_texts
-from fusedvlm.hub_cards.lint import lint_card
+from fusedvlm.hub_cards.lint import FENCE, lint_card
 from fusedvlm.hub_cards.readback import differences, read_back
 from fusedvlm.hub_cards.render import render_card
 from fusedvlm.hub_cards.sources import content_hash
@@ -139,3 +141,30 @@ def test_text_of_a_person_reaches_the_card(tmp_path, tiny_family):
     assert "[my terms](https://example.org/terms)" in card
     assert "Others." in card
     assert "```bibtex\n@misc{x}\n```" in card
+
+
+def test_the_commands_of_the_page(tmp_path, monkeypatch):
+    """docs/cards.md from top to bottom: `fusedvlm` commands in this process (imports take seconds), the rest by bash."""
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path / "runs" / "quickstart", counts=(1, 8), name="fusedvlm")
+    page = (EXAMPLE.parent / "cards.md").read_text(encoding="utf-8")
+    blocks = [source for _, language, source in FENCE.findall(page) if language == "bash"]
+    outputs = {}
+    for block in blocks:
+        if "<<" in block:
+            subprocess.run(["bash", "-ec", block], check=True)
+            continue
+        for line in block.splitlines():
+            if not line.startswith("fusedvlm "):
+                subprocess.run(["bash", "-ec", line], check=True)
+                continue
+            command, _, failure = line.partition(" || ")
+            result = CliRunner().invoke(app, shlex.split(command)[1:])
+            assert result.exit_code == (1 if failure else 0), (line, result.output, result.exception)
+            outputs[line] = result.output
+    sound, loaded, problem = (text for line, text in outputs.items() if " check " in line)
+    assert sound.count(": sound, ") == 2
+    assert "loads and answers without this package" in loaded
+    assert "notes.txt: not listed in checksums.json" in problem
+    assert (tmp_path / "runs" / "space" / "app.py").exists()
+    assert "The weights: apache-2.0" in (tmp_path / "runs" / "published" / "fusedvlm-m8" / "README.md").read_text()

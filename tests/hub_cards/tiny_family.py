@@ -11,21 +11,21 @@ ENVIRONMENT = Environment("fusedvlm quickstart --seed 3", "2026-02-03", "a test"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def results(scale: float = 1.0) -> EvaluationResults:
+def results(scale: float = 1.0, counts: tuple[int, ...] = COUNTS) -> EvaluationResults:
     """Made-up results whose numbers all differ; `scale` makes a control of them."""
     rows = [
         TaskScore(task, m, scale * (0.1 + 0.05 * number + 0.0317 * m), 64 + number, 0.01 + 0.001 * m)
-        for m in COUNTS
+        for m in counts
         for number, task in enumerate(("reading", "counting"))
     ]
-    return EvaluationResults(ENVIRONMENT, rows, [Latency(m, 0.011 + 0.0013 * m, 0.05 + 0.002 * m, 5) for m in COUNTS])
+    return EvaluationResults(ENVIRONMENT, rows, [Latency(m, 0.011 + 0.0013 * m, 0.05 + 0.002 * m, 5) for m in counts])
 
 
-def write_results(folder: Path) -> None:
+def write_results(folder: Path, counts: tuple[int, ...] = COUNTS) -> None:
     """results.json, swapped.json and run.json."""
-    results().save(folder / "results.json")
-    results(0.5).save(folder / "swapped.json")
-    record = {"settings": {"seed": 3, "num_visual_tokens": list(COUNTS)}, "stages": {"generation": {"loss": 0.25}}}
+    results(1.0, counts).save(folder / "results.json")
+    results(0.5, counts).save(folder / "swapped.json")
+    record = {"settings": {"seed": 3, "num_visual_tokens": list(counts)}, "stages": {"generation": {"loss": 0.25}}}
     (folder / "run.json").write_text(json.dumps(record))
 
 
@@ -46,11 +46,11 @@ def save_variant(folder: Path, model, processor, m: int, text: str | None = None
     return folder
 
 
-def write_family(folder: Path, text: str | None = None) -> Path:
+def write_family(folder: Path, text: str | None = None, counts: tuple[int, ...] = COUNTS, name: str = "tiny") -> Path:
     """Variants with their results; the backbones lie elsewhere."""
     model = tiny.build_model(folder.parent / f"{folder.name}-backbones")
     processor = tiny.build_tiny_processor(model)
-    for m in COUNTS:
-        save_variant(folder / f"tiny-m{m}", model, processor, m, text)
-    write_results(folder)
+    for m in counts:
+        save_variant(folder / f"{name}-m{m}", model, processor, m, text)
+    write_results(folder, counts)
     return folder
