@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from .errors import PushError
+from .errors import AGAIN, PushError
 from .hub import Hub
 
 LONGEST_TITLE, LONGEST_DESCRIPTION, LONGEST_NOTE = 60, 150, 500
@@ -44,9 +44,10 @@ def collect(hub: Hub, title: str, namespace: str, notes: Mapping[str, str], *, p
     for repo_id, note in notes.items():
         if repo_id not in present:
             add_item(hub, about, slug, repo_id, note[:LONGEST_NOTE])
+    wanted = [(repo_id, note[:LONGEST_NOTE]) for repo_id, note in notes.items()]
     collection = hub.ask(about, lambda: api.get_collection(slug))
-    arrange(hub, about, slug, collection.items, {repo_id: note[:LONGEST_NOTE] for repo_id, note in notes.items()})
-    verify(hub, about, slug, list(notes))
+    arrange(hub, about, slug, collection.items, dict(wanted))
+    verify(hub, about, slug, wanted)
     return f"{api.endpoint}/collections/{slug}"
 
 
@@ -72,14 +73,14 @@ def arrange(hub: Hub, about: str, slug: str, items: Sequence, notes: Mapping[str
             hub.ask(about, lambda k=key, c=change: hub.api.update_collection_item(slug, k, **c))
 
 
-def verify(hub: Hub, about: str, slug: str, wanted: list[str]) -> None:
+def verify(hub: Hub, about: str, slug: str, wanted: list[tuple[str, str]]) -> None:
     """Look at the collection again.
 
     Raises:
-        PushError: when it is not as wanted.
+        PushError: when items, order or notes are not as wanted, as when a gateway answered in the Hub's place.
     """
-    found = [item.item_id for item in hub.ask(about, lambda: hub.api.get_collection(slug)).items]
+    items = hub.ask(about, lambda: hub.api.get_collection(slug)).items
+    found = [(item.item_id, item.note or "") for item in items]
     if found[: len(wanted)] != wanted:
-        raise PushError(
-            f"{about}: holds {', '.join(found)} instead of {', '.join(wanted)}; run the same command again."
-        )
+        names = ", ".join(repo_id for repo_id, _ in found)
+        raise PushError(f"{about}: holds {names}, not yet in the order or with the notes wanted; {AGAIN}")

@@ -103,18 +103,26 @@ class Difference:
 
 def look(hub: Hub, repo_id: str, revision: str | None = None) -> State | None:
     """What a repository holds; None when there is no such repository for this token."""
-    api, ask = hub.api, partial(hub.ask, repo_id)
     try:
-        info = ask(lambda: api.model_info(repo_id, revision=revision, timeout=hub.patience.timeout))
+        info = repo_info(hub, repo_id, revision)
     except PushError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError) and not isinstance(error.__cause__, GatedRepoError):
             return None
         raise
     if info.id.lower() != repo_id.lower():
         raise Conflict(f"{repo_id}: was renamed to {info.id}; push there, or choose another name.")
-    refs = ask(lambda: api.list_repo_refs(repo_id))
-    tags = {tag.name: tag.target_commit for tag in refs.tags}
-    return State(info.sha, bool(info.private), list_files(hub, repo_id, info.sha), tags)
+    return State(info.sha, bool(info.private), list_files(hub, repo_id, info.sha), list_tags(hub, repo_id))
+
+
+def repo_info(hub: Hub, repo_id: str, revision: str | None = None):
+    """The Hub's `ModelInfo`."""
+    timeout = hub.patience.timeout
+    return hub.ask(repo_id, lambda: hub.api.model_info(repo_id, revision=revision, timeout=timeout))
+
+
+def list_tags(hub: Hub, repo_id: str) -> dict[str, str]:
+    """{tag: commit}."""
+    return {tag.name: tag.target_commit for tag in hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id)).tags}
 
 
 def list_files(hub: Hub, repo_id: str, revision: str) -> dict[str, RemoteFile]:

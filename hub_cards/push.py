@@ -17,8 +17,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fusedvlm.console import progress
 
-from .difference import Difference, LocalFile, State, difference, holds, list_files, look
-from .errors import CALL_ERRORS, Conflict, PushError, status_of, unwrap
+from .difference import Difference, LocalFile, State, difference, holds, list_files, list_tags, look, repo_info
+from .errors import AGAIN, CALL_ERRORS, Conflict, PushError, status_of, unwrap
 from .hub import Hub, Patience
 
 COMMIT_PREFIX = "fusedvlm push: "  # how this tool finds its own last commit
@@ -118,8 +118,8 @@ def _check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id}: not a name of a repository: {str(error).splitlines()[0]}") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id}: name the repository with its owner, like user/{repo_id.rpartition('/')[2]}.")
+    if repo_id.count("/") != 1 or not repo_id.isascii():
+        raise ValueError(f"{repo_id}: name a repository with its owner and in ASCII, like user/model.")
 
 
 def push(
@@ -361,30 +361,38 @@ def verify(hub: Hub, job: Job, revision: str) -> str:
 
 
 def ensure_tag(hub: Hub, job: Job) -> None:
-    """Tag the verified commit. A tag is never moved.
+    """Tag the verified commit, and look whether the tag is there: a gateway may have said yes in the Hub's place.
+
+    A tag is never moved.
 
     Raises:
         Conflict: naming both commits when the tag is elsewhere.
     """
     tag = job.release.tag
-    if tag in job.state.tags:  # and right, or there had been a conflict before anything was sent
-        return
-    try:
-        hub.ask(job.repo_id, lambda: hub.api.create_tag(job.repo_id, tag=tag, revision=job.commit))
-    except PushError as error:
-        if error.status != 409:
-            raise
-        job.state = look(hub, job.repo_id)  # by an attempt whose answer was lost, or by somebody else
-        if not tag_is_right(hub, job):
-            raise tag_conflict(job, job.state.tags[tag], job.commit) from error
-        job.commit = job.state.tags[tag]
+    for _ in range(hub.patience.attempts):
+        tagged = job.state.tags.get(tag)
+        if tagged is not None:
+            if tagged != job.commit and not tag_is_right(hub, job):
+                raise tag_conflict(job, tagged, job.commit)
+            job.commit = tagged
+            return
+        try:
+            hub.ask(job.repo_id, lambda: hub.api.create_tag(job.repo_id, tag=tag, revision=job.commit))
+        except PushError as error:
+            if error.status != 409:  # there already, by an attempt whose answer was lost or by somebody else
+                raise
+        job.state = replace(job.state, tags=list_tags(hub, job.repo_id))
+    raise PushError(f"{job.repo_id}: the Hub accepts the tag {tag} and does not show it; {AGAIN}")
 
 
 def publish(hub: Hub, job: Job) -> None:
-    """Make a verified repository public."""
-    if job.state.private:
+    """Make a verified repository public, and look whether it is."""
+    for _ in range(hub.patience.attempts):
+        if not job.state.private:
+            return
         hub.ask(job.repo_id, lambda: hub.api.update_repo_settings(job.repo_id, private=False))
-        job.state = replace(job.state, private=False)
+        job.state = replace(job.state, private=repo_info(hub, job.repo_id).private)
+    raise PushError(f"{job.repo_id}: the Hub accepts to make it public and does not; {AGAIN}")
 
 
 def propose(hub: Hub, job: Job, user: str) -> None:

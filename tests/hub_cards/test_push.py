@@ -1,6 +1,7 @@
 """What a push does, call by call, against the test Hub."""
 
 import logging
+import traceback
 
 import pytest
 from huggingface_hub import CommitOperationAdd
@@ -335,6 +336,39 @@ def test_a_gateway_page_is_not_taken_for_a_bad_card(hub, hub_server, tmp_path):
     assert complete(hub_server, wish)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "whoami",
+        "/api/models/ada/tiny-m4",
+        "/tree/",
+        "/refs",
+        "/api/repos/create",
+        "/preupload/",
+        "/commit/",
+        "/tag/",
+        "/settings",
+    ],
+)
+def test_a_gateway_that_says_yes_in_the_hubs_place_is_not_believed(hub, hub_server, tmp_path, call):
+    wish = release(4, tmp_path)
+    hub_server.fault = fault = Fault(1, "html", matching=lambda method, path: call in path)
+    (done,) = push([wish], hub, public=True)
+    assert fault.hits == 1
+    assert complete(hub_server, wish)
+    assert not done.private
+    assert not hub_server.store.repos[wish.repo_id].private
+
+
+@pytest.mark.parametrize(
+    ("call", "line"), [("/tag/", "does not show it"), ("/settings", "make it public and does not")]
+)
+def test_a_gateway_that_always_says_yes_is_told(hub, hub_server, tmp_path, call, line):
+    hub_server.fault = Fault(1, "html", times=99, matching=lambda method, path: call in path)
+    with pytest.raises(PushError, match=f"^ada/tiny-m4: the Hub accepts .*{line}"):
+        push([release(4, tmp_path)], hub, public=True)
+
+
 def test_a_card_that_the_hub_refuses_is_the_users_error(hub, hub_server, tmp_path):
     wish = release(4, tmp_path, README_md=b"---\nlicense: nonsense\n---\n")
     with pytest.raises(ValueError, match=r'^ada/tiny-m4: the Hub refuses the card: .*"license" must be one of'):
@@ -408,3 +442,14 @@ def test_nothing_is_proposed_when_nothing_changes(hub, reader, hub_server, tmp_p
     (done,) = push([wish], reader, create_pr=True)
     assert done.pull_request is None
     assert hub_server.store.repos["ada/tiny-m4"].requests == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500])
+@pytest.mark.parametrize("call", ["whoami", "/api/repos/create", "/preupload/", "/commit/"])
+def test_the_token_is_in_no_traceback(hub, hub_server, user, tmp_path, call, status):
+    hub_server.fault = Fault(1, "status", status, times=999, matching=lambda method, path: call in path)
+    with pytest.raises(PushError) as error:
+        push([release(4, tmp_path)], hub)
+    told = "".join(traceback.format_exception(error.value))
+    assert "Injected" in told
+    assert user not in told
