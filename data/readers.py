@@ -190,7 +190,10 @@ def open_table(kind: str, path: str | list[str], subset: str | None, split: str,
         table = datasets.load_from_disk(path)
         table = table.to_iterable_dataset() if streaming else table
     elif isinstance(path, str):
-        table = datasets.load_dataset(path, subset, split=split, revision=revision, streaming=streaming)
+        try:
+            table = datasets.load_dataset(path, subset, split=split, revision=revision, streaming=streaming)
+        except FileNotFoundError as error:  # DatasetNotFoundError is one
+            raise ValueError(f"{path}: neither JSON files, nor a saved dataset, nor one on the Hub: {error}") from None
     else:
         raise ValueError(f"A chat source takes JSON files, a folder or a Hub id, not {path!r}; use type parquet.")
     for name, feature in (table.features or {}).items():

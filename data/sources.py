@@ -166,8 +166,8 @@ class RowSource:
 class RowStream:
     """Streamed source: iterable any number of times, always in the same order, with a state to go on from.
 
-    It gives all its rows in every worker and rank; `StreamingMixture` shares them out. Malformed rows are dropped, with
-    their number said after each pass, or stop the iteration.
+    It gives all its rows in every worker and rank; `StreamingMixture` shares them out. Malformed rows stop it or are
+    dropped; then the first ones are named and their number is said after each pass.
     """
 
     def __init__(self, spec: SourceSpec, table, open_row: OpenRow):
@@ -176,18 +176,23 @@ class RowStream:
         self.open_row = open_row
         self.dropped = 0
         self.number = 0  # table rows read in this pass
+        self._start = 0  # table rows before the next iteration
 
     def __iter__(self) -> Iterator[Sample]:
         self.dropped = 0
+        self.number, self._start = self._start, 0
         # Not iter(table): in a worker process that would give only a part of the shards.
         for batch in self.table.iter(batch_size=1):
+            self.table.load_state_dict(None)  # a state is for one iteration; the one after it begins anew
             self.number += 1
             try:
                 sample = self.open_row({name: values[0] for name, values in batch.items()}, self.number - 1)
-            except ValueError:
+            except ValueError as error:
                 if self.spec.bad_rows == "error":
                     raise
                 self.dropped += 1
+                if self.dropped <= SHOWN_PROBLEMS:
+                    say(f"Source {self.spec.label}: dropped {error}")
                 continue
             if self.spec.fraction == 1 or hash_share(sample, self.spec.seed) < self.spec.fraction:
                 yield sample
@@ -200,7 +205,7 @@ class RowStream:
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Let the next iteration begin there; None is the first row."""
-        self.number = 0 if state is None else state["number"]
+        self._start = 0 if state is None else state["number"]
         self.table.load_state_dict(None if state is None else state["table"])
 
 

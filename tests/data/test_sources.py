@@ -434,3 +434,48 @@ def test_lines_that_are_not_json_can_be_dropped(tmp_path, capsys):
     kept = load_source({"type": "llava", "path": str(path), "bad_rows": "drop"})
     assert (len(kept), kept.dropped) == (2, 1)
     assert "row 2: not JSON" in capsys.readouterr().err
+
+
+def test_a_state_is_for_one_iteration(llava):
+    file, folder = llava
+    spec = {"type": "llava", "path": str(file), "image_folder": str(folder), "streaming": True}
+    stream = load_source(spec)
+    iterator = iter(stream)
+    first = [next(iterator)["id"], next(iterator)["id"]]
+    other = load_source(spec)
+    other.load_state_dict(stream.state_dict())
+    assert first + [sample["id"] for sample in other] == [sample["id"] for sample in other]
+
+
+def test_shards_go_through_the_chat_template_as_datasets_reads_them(processor, llava, tmp_path):
+    """In a plain table image parts have an empty text; TRL hands such rows to the processor as they are."""
+    from fusedvlm.data.export import write_shards
+
+    file, folder = llava
+    write_shards({"type": "llava", "path": str(file), "image_folder": str(folder)}, tmp_path / "shards")
+    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "shards/*.parquet"), split="train")
+    wanted = {
+        sample["id"]: sample
+        for sample in load_source({"type": "llava", "path": str(file), "image_folder": str(folder)})
+    }
+    for row in table:
+        text = processor.apply_chat_template(row["messages"], tokenize=False)
+        assert text == processor.apply_chat_template(wanted[row["id"]]["messages"], tokenize=False)
+
+
+def test_dataset_repositories_with_splits_and_one_image_column(tmp_path):
+    """A folder laid out like a repository on the Hub, opened the way one is."""
+    image = save_image(tmp_path / "cat.png").read_bytes()
+    messages = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
+    for split, count in (("train", 3), ("test", 2)):
+        rows = [{"image": {"bytes": image, "path": None}, "messages": messages}] * count
+        table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+        (tmp_path / "repository").mkdir(exist_ok=True)
+        table.to_parquet(str(tmp_path / f"repository/{split}.parquet"))
+    for split, count in (("train", 3), ("test", 2)):
+        samples = both_ways(type="chat", path=str(tmp_path / "repository"), split=split)
+        assert [sample["images"] for sample in samples] == [[image]] * count
+    with pytest.raises(ValueError, match="dev"):
+        load_source({"type": "chat", "path": str(tmp_path / "repository"), "split": "dev"})
+    with pytest.raises(ValueError, match="neither JSON files"):
+        load_source({"type": "chat", "path": str(tmp_path / "nowhere")})
