@@ -1,10 +1,13 @@
 """Elastic m: dropping placeholders equals building the batch at that m; draws depend on seed and step alone."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
+import fusedvlm
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import DATA, arguments
 from fusedvlm.trainers import (
@@ -175,3 +178,15 @@ def test_training_computes_logits_of_labelled_tokens_only(backbones, processor):
     torch.testing.assert_close(part.logits, whole.logits[:, :-1][labelled], rtol=1e-5, atol=1e-5)
     assert part.loss.item() == pytest.approx(whole.loss.item(), rel=1e-6)
     torch.testing.assert_close(model.model.projector.weight.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_documented_comparison_is_the_record():
+    root = Path(fusedvlm.__file__).parent.parent
+    page = (root / "docs" / "elastic.md").read_text(encoding="utf-8")
+    record = (root / "docs" / re.search(r"\((\S+elastic_cpu\S+\.md)\)", page).group(1)).read_text(encoding="utf-8")
+
+    def scores(text):
+        return [re.findall(r"\b0\.\d{3}\b(?= \|)", line)[-6:] for line in text.splitlines() if "| 0.1" in line]
+
+    assert len(scores(page)) == 3
+    assert scores(page) == scores(record)
