@@ -1,5 +1,6 @@
 """The training set a recipe describes, and what is remembered about it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,54 @@ def open_datasets(arguments: DataArguments):
     """
     from fusedvlm.data import build_dataset
 
-    spec = {"sources": subset_sources(arguments), "seed": arguments.mixture_seed}
-    train = build_dataset(spec)
+    train = build_dataset(data_section(arguments))
     if not arguments.eval_sources:
         return train, None
-    return train, build_dataset({"sources": arguments.eval_sources, "seed": arguments.mixture_seed})
+    return train, build_dataset(_read(arguments.eval_sources, arguments.mixture_seed))
 
 
-def subset_sources(arguments: DataArguments) -> list[dict[str, Any]]:
-    """The training sources with `data.fraction` on top of each one's own fraction."""
+def data_section(arguments: DataArguments) -> dict[str, Any]:
+    """The training data as `build_dataset` takes it, `data.fraction` on top of each source's own."""
+    section = _read(arguments.sources, arguments.mixture_seed)
     if arguments.fraction == 1:
-        return arguments.sources
-    return [
-        {
-            "seed": arguments.fraction_seed,
-            **source,
-            "fraction": float(source.get("fraction", 1.0)) * arguments.fraction,
-        }
-        for source in arguments.sources
+        return section
+    seed = {"seed": arguments.fraction_seed}
+    parts = [
+        {**seed, **source, "fraction": float(source.get("fraction", 1.0)) * arguments.fraction}
+        for source in section["sources"]
     ]
+    return {**section, "sources": parts}
 
 
 def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:
-    """Sources with their files' sizes, the subset, and how many samples an epoch has (None when streamed)."""
+    """Sources with their files' sizes, the mixture's options, how many samples an epoch has (None when streamed), and
+    the manifest that was made beforehand."""
+    section = data_section(arguments)
+    written = None
+    if arguments.manifest is not None:
+        if not Path(arguments.manifest).is_file():
+            raise ValueError(f"data.manifest={arguments.manifest}: no such file; `fusedvlm data manifest` writes it.")
+        written = json.loads(Path(arguments.manifest).read_text(encoding="utf-8"))
     return {
-        "sources": [{**source, **_facts(source)} for source in subset_sources(arguments)],
-        "mixture_seed": arguments.mixture_seed,
+        "sources": [{**source, **_facts(source)} for source in section["sources"]],
+        "mixture": {name: value for name, value in section.items() if name != "sources"},
         "samples": len(dataset) if hasattr(dataset, "__len__") else None,
+        "manifest": written,
     }
 
 
+def _read(sources: list[dict[str, Any]] | str, seed: int) -> dict[str, Any]:
+    from fusedvlm.data import read_spec
+
+    if isinstance(sources, list):
+        return {"sources": sources, "seed": seed}
+    section = read_spec(sources)
+    section = section if isinstance(section, dict) and "sources" in section else {"sources": section}
+    return {"seed": seed, **section}
+
+
 def _facts(source: dict[str, Any]) -> dict[str, Any]:
-    path = Path(str(source.get("path", "")))
-    return {"bytes": path.stat().st_size} if path.is_file() else {}
+    """Size in bytes of the source's files, where its path names files."""
+    path = source.get("path", "")
+    files = [Path(str(name)) for name in (path if isinstance(path, list) else [path])]
+    return {"bytes": sum(file.stat().st_size for file in files)} if all(file.is_file() for file in files) else {}

@@ -106,8 +106,10 @@ class DataArguments:
     """The mixture to train on; see `fusedvlm.data.build_dataset`.
 
     Args:
-        sources: list of `{"type": ..., "path": ..., "image_folder": ..., "weight": ...}`.
+        sources: list of `{"type": ..., "path": ..., "image_folder": ..., "weight": ...}`, or a YAML file with a data
+            section (its `seed`, `stop` and `temperature` count too).
         mixture_seed: seed of the order in which the sources are mixed.
+        manifest: file that `fusedvlm data manifest` wrote; it goes into `run.json`, and from there into the card.
         fraction: share of the data to use, a random subset that depends on `fraction_seed` alone.
         eval_sources: the same for evaluation; none by default.
 
@@ -116,9 +118,10 @@ class DataArguments:
     """
 
     sources: list[dict[str, Any]] | str | None = field(
-        default=None, metadata={"help": "Sources as JSON: [{type, path, image_folder, weight}, ...]."}
+        default=None, metadata={"help": "A data section's YAML file, or sources as JSON: [{type, path, ...}, ...]."}
     )
     mixture_seed: int = field(default=0, metadata={"help": "Seed of the mixture's order."})
+    manifest: str | None = field(default=None, metadata={"help": "What `fusedvlm data manifest` wrote, for run.json."})
     fraction: float = field(default=1.0, metadata={"help": "Share of the data, a random subset."})
     fraction_seed: int = field(default=0, metadata={"help": "Seed of that subset."})
     eval_sources: list[dict[str, Any]] | str | None = field(
@@ -129,8 +132,12 @@ class DataArguments:
         for name in ("sources", "eval_sources"):
             sources = _parse_json(getattr(self, name), f"data.{name}")
             setattr(self, name, sources)
+            if isinstance(sources, str) and sources.endswith((".yaml", ".yml")):
+                continue
             if sources is not None and not (isinstance(sources, list) and all(isinstance(s, dict) for s in sources)):
-                raise ValueError(f"data.{name} must be a list of mappings with `type` and `path`, got {sources!r}.")
+                raise ValueError(
+                    f"data.{name} must be a YAML file or a list of mappings with `type` and `path`, got {sources!r}."
+                )
         if not self.sources:
             raise ValueError("data.sources is empty: name at least one source, e.g. --data.sources.0.path data.jsonl.")
         if not 0 < self.fraction <= 1:

@@ -102,10 +102,11 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
     from .contrastive import ContrastiveTrainer
     from .generation import GenerationTrainer
 
-    if stage == "contrastive" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    sharding = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "") == "true"]
+    if stage == "contrastive" and sharding:
         raise ValueError(
-            "FSDP2 cannot shard stage 1: its learned temperature is a scalar, which torch refuses to shard. There is "
-            "no LLM at stage 1, so a whole copy per process fits: launch with ddp.yaml or zero2.yaml."
+            f"{sharding[0]} cannot hold stage 1: its learned temperature is a scalar, which FSDP2 and DeepSpeed refuse. "
+            "There is no LLM at stage 1, so a whole copy per process fits: launch with ddp.yaml."
         )
     compile_modules(model, plan.run.torch_compile_modules or [], plan.run.torch_compile_modules_backend)
     kind = ContrastiveTrainer if stage == "contrastive" else GenerationTrainer
@@ -192,8 +193,10 @@ def _compare(plan: RunPlan, work: Path, record: dict) -> None:
     if earlier is None:
         return
     different = changes(earlier["recipe"], record["recipe"])
-    if earlier["data"] and earlier["data"].get("samples") != record["data"]["samples"]:
-        different.append(f"samples: {earlier['data'].get('samples')} -> {record['data']['samples']}")
+    for part in ("sources", "mixture", "samples"):
+        before, now = ((entry["data"] or {}).get(part) for entry in (earlier, record))
+        if before != now and not any(name.startswith("data.") for name in different):
+            different.append(f"data {part}: {before} -> {now}")
     if different:
         raise ValueError(
             f"{work} holds a run with other settings ({'; '.join(different[:4])}). Give another output_dir, or "

@@ -106,12 +106,16 @@ def test_shards_are_saved_loaded_and_gathered(make, alone, tmp_path):
     AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 
 
-def test_shards_of_stage_1_are_refused_with_the_reason(make, tmp_path, monkeypatch):
-    from fusedvlm.trainers.train import run_recipe
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_shards_of_stage_1_are_refused_with_the_reason(kind, make, tmp_path, monkeypatch):
+    """Both were tried: torch 2.15 refuses to shard a scalar, DeepSpeed 0.19.8 to broadcast one."""
+    from fusedvlm.trainers.parsing import plan_run
+    from fusedvlm.trainers.train import make_trainer
 
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"temperature is a scalar.*ddp\.yaml or zero2\.yaml"):
-        run_recipe(make("contrastive", tmp_path))
+    plan = plan_run(make("contrastive", tmp_path))
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ValueError, match=rf"{kind} cannot hold stage 1: .* is a scalar.*ddp\.yaml"):
+        make_trainer(plan, "contrastive", plan.training, None, None, None)
 
 
 SAVERS = {
