@@ -211,33 +211,33 @@ def test_a_resumed_trainer_sees_what_an_uninterrupted_one_sees(tmp_path, stop_at
 
 TWO_RANKS = """
 import sys
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
 import torch.distributed as dist
+from fusedvlm.data.epochs import MixtureEpochs
 from fusedvlm.data.mixture import Mixture
+from fusedvlm.tests.data.test_mixture import train
 
-accelerator = Accelerator(cpu=True)
-mixture = Mixture([list(range(10)), list(range(100, 106))], seed=3)
-loader = accelerator.prepare(DataLoader(mixture, batch_size=2, shuffle=True, num_workers=int(sys.argv[1])))
-seen = [number for batch in loader for number in batch.tolist()]
+def run(**kwargs):
+    mixture = Mixture([list(range(10)), list(range(100, 106))], seed=3)
+    return train(mixture, sys.argv[1], callbacks=[MixtureEpochs()], num_train_epochs=2, dataloader_num_workers=1, **kwargs)
+
+whole = run()
+same = [run(stop_at=stop) + run(resume=f"{sys.argv[1]}/checkpoint-{stop}") == whole for stop in (1, 6)]
 gathered = [None, None]
-dist.all_gather_object(gathered, seen)
-if accelerator.is_main_process:
-    assert not set(gathered[0]) & set(gathered[1]), gathered
-    assert sorted(gathered[0] + gathered[1]) == sorted([*range(10), *range(100, 106)]), gathered
-    print("disjoint")
+dist.all_gather_object(gathered, (whole, same))
+if dist.get_rank() == 0:
+    for epoch in (slice(0, 8), slice(8, 16)):
+        seen = gathered[0][0][epoch] + gathered[1][0][epoch]
+        assert sorted(seen) == [*range(10), *range(100, 106)], seen
+    assert gathered[0][1] == gathered[1][1] == [True, True], gathered
+    print("exact")
 dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("workers", [1])
-def test_two_ranks_share_an_epoch_without_overlap(tmp_path, workers):
+def test_two_ranks_see_every_row_once_and_resume_exactly(tmp_path):
+    """Within the first and within the second epoch, with a worker process on each rank."""
     script = tmp_path / "ranks.py"
     script.write_text(TWO_RANKS)
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, str(workers)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert "disjoint" in result.stdout, result.stderr[-2000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run([*command, script, tmp_path / "out"], capture_output=True, text=True, timeout=200)
+    assert "exact" in result.stdout, result.stderr[-2000:]
