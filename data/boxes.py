@@ -6,7 +6,8 @@ Two ways to write a box, corners from the top left, relative to the image's widt
     [0.137, 0.082, 0.5, 1.0]         0..1 (LLaVA, SVIT)
 
 LLaVA-1.5's boxes are of the padded square already, SVIT's are of the image as it is. Coordinates are fractions here, so
-that placing a box and taking it back is exact; only writing a box down rounds it, to the nearest number of its kind.
+that placing a box and taking it back is exact; only writing a box down rounds it, to the nearest number of its kind
+(the published checkpoints' boxes were cut off instead: up to one unit of 999 to the left and up).
 """
 
 import re
