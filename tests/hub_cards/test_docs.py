@@ -38,8 +38,9 @@ def test_the_commands_of_the_page(tmp_path):
     said = done.stdout
     assert "nothing was sent" in said
     assert said.count("private, v1.0 at") == 2
-    assert said.count("public, v1.0 at") == 2
+    assert said.count("public, v1.0 at") == 2 + 3, "two variants; a base and two adapters"
     assert "Q: list all objects" in said
     assert said.count("public, v1.1 at") == 2
+    assert "ada/low-base  m = 4, public, v1.0 at" in said
     token = re.search(r"HF_TOKEN=(\S+)", (tmp_path / "hub.env").read_text())[1]
     assert token not in said + done.stderr
