@@ -47,6 +47,11 @@ class Benchmark:
     task_id: str
     metric: str = "score"
 
+    def __post_init__(self) -> None:
+        # Both become part of a file's name.
+        if not HUB_ID.fullmatch(self.id) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", self.task_id):
+            raise ValueError(f"Benchmark {self.id!r}, task {self.task_id!r}: not a Hub id like org/name and a task id.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StatedFacts:

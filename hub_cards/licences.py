@@ -5,6 +5,7 @@ one has it as a file and states where (`license_files` in facts.yaml, or --licen
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
         )
     if stated.license == "other" and not (stated.license_name and stated.license_link):
         raise ValueError("license: other also needs license_name and license_link in facts.yaml.")
+    if stated.license_link and not stated.license_link.startswith(("https://", "http://", "LICENSE")):
+        raise ValueError(f"license_link {stated.license_link!r} must start with https://, or be LICENSE.")
     name = counted.language_model.repo or ""
     known = next((known for prefix, known in KNOWN_PREFIXES.items() if name.startswith(prefix)), None)
     if known and stated.llm_license is None:
@@ -113,6 +116,12 @@ def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
             f"license is {stated.license}, but the language model is under {stated.llm_license}, which goes on to what "
             f"is made from it; state `license: {stated.llm_license}`."
         )
+
+
+def noncommercial(stated: StatedFacts) -> list[str]:
+    """Names of training data that may not be used commercially, going by the licences stated."""
+    marks = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial|research only", re.IGNORECASE)
+    return [dataset.name for dataset in stated.datasets if dataset.license and marks.search(dataset.license)]
 
 
 def _similar(name: str) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import jinja2
 
 from .facts import CardFacts, mean_scores
-from .licences import TERMS
+from .licences import TERMS, noncommercial
 from .metadata import card_metadata
 from .readback import differences
 from .tables import MISSING, family_table, glance, render_title
@@ -99,6 +99,7 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "latency_plot": len(latencies) > 1,
         "counts": sorted({score.count for score in facts.measured.scores}) if facts.measured else [],
         "training": _training(facts),
+        "noncommercial": noncommercial(facts.stated),
         "terms": TERMS.get(facts.stated.license),
         "missing": MISSING,
     }

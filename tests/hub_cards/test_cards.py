@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_draft_without_a_licence_says_so(tmp_path):
     assert (folder / "config.json").read_bytes() == config
     problems = check_folder(folder, load=False)
     assert {problem.file for problem in problems} >= {"checksums.json", "LICENSE-CODE"}
+
+
+def test_a_variant_over_a_local_language_model_gets_a_draft_only(variant, tmp_path):
+    folder = tmp_path / "v"
+    shutil.copytree(variant, folder)
+    assert run(folder).exit_code == 0
+    card = (folder / "README.md").read_text()
+    assert "loads only where\nit was made" in card
+    assert str(tmp_path) not in card
+    result = run(folder, "--license", "mit")
+    assert "nobody else has" in str(result.exception)
 
 
 def test_a_licence_makes_the_folder_a_repository(tmp_path):

@@ -361,11 +361,12 @@ def test_a_repository_is_downloaded_and_checked(tiny_release, tmp_path, hub_serv
     api.create_commit(
         tiny_release.repo_id, [CommitOperationAdd("evil.bin", pickle.dumps([1]))], commit_message="somebody else's"
     )
-    release, head, no_repository, no_revision = fusedvlm(
+    release, head, no_repository, no_revision, space = fusedvlm(
         ["check", tiny_release.repo_id, "--revision", "v1.0", "--no-load"],
         ["check", tiny_release.repo_id, "--no-load"],
         ["check", "ada/nothing", "--no-load"],
         ["check", tiny_release.repo_id, "--revision", "v9", "--no-load"],
+        ["space", tiny_release.repo_id, "--revision", "v1.0", "--output", tmp_path / "space"],
         **environment,
     )
     assert (release[0], f"{tiny_release.repo_id}@v1.0: sound" in release[1]) == (0, True), release
@@ -373,6 +374,10 @@ def test_a_repository_is_downloaded_and_checked(tiny_release, tmp_path, hub_serv
     for code, _, errors in (no_repository, no_revision):
         assert code == 2
         assert errors.strip().splitlines()[-1].startswith("fusedvlm: ada/")
+    assert space[0] == 0, space
+    pinned = json.loads((tmp_path / "space" / "space.json").read_text())
+    commit = api.model_info(tiny_release.repo_id, revision="v1.0").sha
+    assert (pinned["model"], pinned["revision"]) == (tiny_release.repo_id, commit)
     assert not any(user in text for run in (release, head, no_repository, no_revision) for text in run[1:])
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from fusedvlm.evaluation import EvaluationResults
 from fusedvlm.hub_cards.check import check_files
-from fusedvlm.hub_cards.facts import CardFacts, Neighbour, StatedFacts, find_stated, mean_scores, read_stated
+from fusedvlm.hub_cards.facts import CardFacts, Dataset, Neighbour, StatedFacts, find_stated, mean_scores, read_stated
 from fusedvlm.hub_cards.release import build_family, build_release, find_variants
 from fusedvlm.hub_cards.sources import read_results, read_run, without_folders
-from fusedvlm.tests.hub_cards.tiny_family import COUNTS, results, save_variant, write_family
+from fusedvlm.tests.hub_cards.tiny_family import COMMIT, COUNTS, results, save_variant, write_family
 
 STATED = StatedFacts(license="mit", llm_license=None)
 
@@ -64,6 +64,8 @@ def test_the_licence_has_no_default(tiny_family):
         ("datasets: [{name: x, id: /data/x}]", "is not a Hub id"),
         ("datasets: [{name: x, url: 'javascript:alert(1)'}]", "must start with https://"),
         ("benchmarks: {gqa: {id: a/b}}", "task_id"),
+        ("benchmarks: {gqa: {id: a/b, task_id: ../../x}}", "not a Hub id"),
+        ("license: 3", "license must be text"),
     ],
 )
 def test_misstated_facts_name_the_file(tmp_path, text, message):
@@ -71,7 +73,7 @@ def test_misstated_facts_name_the_file(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         read_stated(path)
-    assert str(path) in str(error.value) or "Dataset" in str(error.value)
+    assert str(path) in str(error.value) or str(error.value).startswith(("Dataset", "Benchmark"))
 
 
 def test_facts_beside_the_variant_and_options_over_them(tmp_path):
@@ -231,6 +233,34 @@ def test_a_model_by_reference_is_pinned_and_its_terms_travel(tmp_path):
     assert "license: llama2" in card
     assert "base_model_relation: adapter" in card
     assert str(tmp_path) not in release.files["facts.json"].decode()
+
+
+def test_the_text_of_clip_s_licence_travels_with_its_weights(tmp_path, model, processor):
+    folder = save_variant(tmp_path / "v", model, processor, 7)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"vision_model_name_or_path": "openai/clip-vit-large-patch14-336", "vision_model_revision": COMMIT}
+    (folder / "config.json").write_text(json.dumps(config))
+    release = build_release(folder, "ada/x", stated=dataclasses.replace(STATED, vision_license="mit"))
+    assert b"Copyright (c) 2021 OpenAI" in release.files["NOTICE"]
+    card = release.files["README.md"].decode()
+    assert "base_model:\n- openai/clip-vit-large-patch14-336\n" in card
+    assert "base_model_relation: merge\n" in card
+    assert "[NOTICE](NOTICE)" in card
+    assert check_files(release.files) == []
+
+
+def test_data_for_research_only_is_told(tiny_family):
+    stated = dataclasses.replace(
+        STATED, datasets=(Dataset("A", "cc-by-nc-4.0"), Dataset("B", "cc-by-4.0"), Dataset("nc"))
+    )
+    card = build_release(tiny_family / "tiny-m7", "ada/x", stated=stated).files["README.md"].decode()
+    assert "non-commercial use only (A)" in card
+
+
+def test_a_licence_link_is_an_address(tiny_family):
+    stated = StatedFacts(license="other", llm_license=None, license_name="mine", license_link="javascript:alert(1)")
+    with pytest.raises(ValueError, match="license_link"):
+        build_release(tiny_family / "tiny-m7", "ada/x", stated=stated)
 
 
 def test_an_unpinned_or_local_language_model_is_refused(tmp_path, model, processor):
