@@ -112,7 +112,10 @@ class Hub:
 
 
 class _Bounded:
-    """Timeout on huggingface_hub's shared session, and an end to waits that it would sleep through by itself."""
+    """Timeout on huggingface_hub's shared session, and an end to waits that it would sleep through by itself.
+
+    The session belongs to the process, so two threads must not push at once.
+    """
 
     def __init__(self, patience: Patience):
         self.patience = patience

@@ -292,6 +292,8 @@ def complete(hub: Hub, job: Job, overwrite: bool = False) -> None:
     if job.state is None:
         hub.ask(job.repo_id, lambda: hub.api.create_repo(job.repo_id, private=True, exist_ok=True))
         compare(hub, job)
+        if job.state is None:
+            raise PushError(f"{job.repo_id}: exists, but this token may not see it; use one of its owner's.", 404)
         refuse_conflicts(hub, job, overwrite)
     planned = job.difference
     job.commit = commit(hub, job, overwrite)

@@ -383,6 +383,16 @@ def test_a_renamed_repository_is_noticed(hub, hub_server, tmp_path):
         push([wish], hub)
 
 
+def test_a_repository_that_exists_and_hides_is_one_line(hub, hub_server, tmp_path):
+    hidden = {"X-Error-Code": "RepoNotFound"}
+    hub_server.store.create("ada/tiny-m4", True, "ada")
+    hub_server.fault = Fault(
+        1, "status", 404, times=99, headers=hidden, matching=lambda method, path: path == "/api/models/ada/tiny-m4"
+    )
+    with pytest.raises(PushError, match=r"^ada/tiny-m4: exists, but this token may not see it"):
+        push([release(4, tmp_path)], hub)
+
+
 def test_a_damaged_manifest_on_the_hub_deletes_nothing(hub, hub_server, api, tmp_path, capfd):
     push([release(4, tmp_path, old_txt=b"old")], hub)
     api.create_commit("ada/tiny-m4", [CommitOperationAdd("checksums.json", b"\xff{")], commit_message="oops")

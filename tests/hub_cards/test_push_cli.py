@@ -102,6 +102,10 @@ def test_one_variant_to_a_named_repository(push, family, hub_server):
     assert "lab/mine  m = 4, private, v2.0 at" in out
     assert set(hub_server.store.repos) == {"lab/mine"}
     assert hub_server.store.collections == {}
+    tagged = hub_server.store.repos["lab/mine"].tags["v2.0"]
+    code, _, err = push(family / "tiny-m4", "--repo", "lab/mine", "--license", "mit", "--tag", "v2.0")
+    assert code == 2, "the user has to decide"
+    assert re.match(f"fusedvlm: lab/mine: tag v2.0 is at commit {tagged}.*never moved.*--tag v2.1", last_line(err))
     code, out, _ = push(family / "tiny-m4", "--repo", "lab/mine", *LICENCES, "--tag", "v2.1", "--dry-run")
     assert "  ~ README.md" in out
     assert "  = " in out
