@@ -1,5 +1,7 @@
 """The model and processor a recipe describes: a saved one, new from backbones, or tiny and random for smoke tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     set_seed,
 )
+from transformers.integrations import deepspeed as hf_deepspeed
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.processing import FusedVLMProcessor, build_processor
@@ -40,10 +43,11 @@ def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir:
         ValueError: for towers that do not fit together, or a stage-1 start that is not one.
     """
     set_seed(seed)
-    if arguments.model_name_or_path is None:
-        model, processor = _from_backbones(arguments, stage, Path(output_dir), seed)
-    else:
-        model, processor = _from_saved(arguments, stage)
+    with whole_on_every_rank():
+        if arguments.model_name_or_path is None:
+            model, processor = _from_backbones(arguments, stage, Path(output_dir), seed)
+        else:
+            model, processor = _from_saved(arguments, stage)
     set_visual_tokens(
         model,
         processor,
@@ -58,6 +62,22 @@ def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir:
         model.model.language_model.to(getattr(torch, arguments.text_dtype))
         model.lm_head.to(getattr(torch, arguments.text_dtype))
     return model, processor
+
+
+@contextmanager
+def whole_on_every_rank() -> Iterator[None]:
+    """Build the model whole even under ZeRO-3, which splits it later.
+
+    transformers would build it split from the start, and a variant whose LLM is a reference cannot be read into that.
+    """
+    reference = hf_deepspeed._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            hf_deepspeed.set_hf_deepspeed_config(config)
 
 
 def set_visual_tokens(

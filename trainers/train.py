@@ -23,7 +23,7 @@ from .console_callback import ConsoleCallback
 from .datasets import data_manifest, open_datasets
 from .parameter_groups import describe_groups, group_parameters
 from .parsing import RunPlan, plan_run, read_recipe, world_size
-from .recipes import Recipe, load_recipe
+from .recipes import Recipe, load_recipe, merge
 from .run_record import changes, describe_run, read_record, write_record
 
 FINAL = "final"
@@ -227,7 +227,8 @@ def run_stage(stage: str, words: Sequence[str]) -> None:
     hf_logging.disable_progress_bar()  # ours shows the steps; theirs, every file that is read or written
     recipe, only_print = read_recipe(stage, words)
     if only_print:
-        plan_run(recipe)
+        check = Recipe(recipe.stage, merge(recipe.sections, {"training": {"use_cpu": True}}), recipe.source)
+        plan_run(check)  # a recipe for GPUs can be printed without one
         if PartialState().is_main_process:
             show(recipe.to_yaml().rstrip())
         return
