@@ -31,7 +31,7 @@ def content_hash(content: Content) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     status = Path(content).stat()
-    return _path_hash(str(content), status.st_size, status.st_mtime_ns)
+    return _path_hash(str(Path(content).resolve()), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
