@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from fusedvlm.console import say, show
 
-from .assemble import build_model_and_processor
+from .assemble import build_model_and_processor, whole_on_every_rank
 from .checkpoints import STAGING, find_last_checkpoint, mark_complete, problems, publish, require_whole
 from .console_callback import ConsoleCallback
 from .datasets import data_manifest, open_datasets
@@ -114,6 +114,8 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
         model=model, args=training, train_dataset=train_data, eval_dataset=eval_data, processing_class=processor,
         callbacks=[MixtureEpochs()],
     )  # fmt: skip
+    with whole_on_every_rank():
+        trainer.throughput.shapes  # noqa: B018 - counted on a model without memory, which ZeRO-3 would try to split
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if stage == "contrastive" and training.gradient_accumulation_steps > 1:

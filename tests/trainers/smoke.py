@@ -114,6 +114,21 @@ FSDP2 = {
 }
 
 
+def zero(stage: int) -> dict[str, str]:
+    """What accelerate launch tells the processes of `zero<stage>.yaml`, for DeepSpeed on the CPU."""
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "ACCELERATE_USE_CPU": "false",
+        "DS_ACCELERATOR": "cpu",
+        "LOCAL_SIZE": "2",
+    }
+
+
 class PretendGpu:
     """accelerate shards on accelerators only; torch itself shards over gloo. Its processes are told they have a GPU."""
 

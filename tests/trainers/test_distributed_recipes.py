@@ -106,6 +106,17 @@ def test_shards_are_saved_loaded_and_gathered(make, alone, tmp_path):
     AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_where_it_is_installed(stage, make, alone, tmp_path):
+    pytest.importorskip("deepspeed")
+    recipe = make("generation", tmp_path, training={"use_cpu": False, "per_device_train_batch_size": 2})
+    smoke.run_ranks(2, recipe, smoke.PretendGpu(smoke.KillAt(3)), smoke.zero(stage))
+    assert find_last_checkpoint(tmp_path).name == "checkpoint-2"
+    assert smoke.run_ranks(2, recipe, smoke.PretendGpu(), smoke.zero(stage)) == [0, 0]
+    assert_close(alone, tmp_path, rtol=1e-3)
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2", trust_remote_code=True)
+
+
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
 def test_shards_of_stage_1_are_refused_with_the_reason(kind, make, tmp_path, monkeypatch):
     """Both were tried: torch 2.15 refuses to shard a scalar, DeepSpeed 0.19.8 to broadcast one."""
