@@ -174,7 +174,8 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
         for auto in wanted:
             module, _, class_name = str(auto_map.get(auto, "")).partition(".")
             source = files.get(f"{module}.py")
-            if source is None or not re.search(rf"^class {class_name}\b", source.read_text("utf-8"), re.MULTILINE):
+            pattern = re.compile(rf"^class {re.escape(class_name)}\b", re.MULTILINE)
+            if source is None or not pattern.search(source.read_text(encoding="utf-8")):
                 yield Problem(name, f"auto_map gives {auto} as {auto_map.get(auto)!r}, which is not in the repository")
 
 

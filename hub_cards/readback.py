@@ -110,11 +110,8 @@ def _metadata_differences(shown: dict[str, Any], facts: CardFacts) -> Iterator[s
     for key in sorted({*shown, *expected}):
         if shown.get(key) != expected.get(key):
             yield f"{key} is {shown.get(key)!r} in the card, {expected.get(key)!r} by the facts"
-    scores = (
-        {_plain(row.task): row.score for row in facts.measured.scores if row.num_visual_tokens == facts.m}
-        if (facts.measured)
-        else {}
-    )
+    measured = facts.measured.scores if facts.measured else []
+    scores = {_plain(row.task): row.score for row in measured if row.num_visual_tokens == facts.m}
     listed = {
         result["dataset"]["name"]: result["metrics"][0]["value"]
         for model in shown.get("model-index") or ()
@@ -171,7 +168,7 @@ def _same(shown: str, value: Any) -> bool:
     numbers = value if isinstance(value, tuple) else (value,)
     texts = shown.split(" ± ")
     return len(texts) == len(numbers) and all(
-        re.fullmatch(r"-?\d+(\.\d+)?", text) is not None
+        re.fullmatch(r"-?\d+\.\d+", text) is not None
         and abs(float(text) - number) <= 0.500001 * 10.0 ** -len(text.partition(".")[2])
         for text, number in zip(texts, numbers, strict=True)
     )

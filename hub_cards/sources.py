@@ -14,6 +14,7 @@ from fusedvlm.evaluation.results import EvaluationResults
 
 from .bundle import Content, Files, is_local, self_contained
 from .facts import Backbone, CountedFacts, StatedFacts
+from .tables import AFTER, BEFORE
 from .typed import build
 
 RESULTS, CONTROL, RUN = "results.json", "swapped.json", "run.json"
@@ -136,11 +137,20 @@ def read_results(variant: Path, name: str) -> EvaluationResults | None:
         if (row.task, row.num_visual_tokens) in seen:
             raise ValueError(f"{path}: {row.task!r} has two scores at m={row.num_visual_tokens}; which one is right?")
         seen.add((row.task, row.num_visual_tokens))
+    _check_tasks({row.task for row in results.scores}, path)
     for row in results.latencies:
         if min(row.time_to_first_token, row.seconds_per_answer) <= 0:
             raise ValueError(f"{path}: the latency at m={row.num_visual_tokens} is not a positive number of seconds.")
     environment = results.environment
     return replace(results, environment=replace(environment, command=without_folders(environment.command)))
+
+
+def _check_tasks(tasks: set[str], path: Path) -> None:
+    """Task names become columns of a table, so each must be a line of its own."""
+    names = [" ".join(task.split()) for task in sorted(tasks)]
+    for name in names:
+        if not name or name in (*BEFORE, *AFTER) or names.count(name) > 1:
+            raise ValueError(f"{path}: {name!r} cannot be the name of a task, the card has such a column; rename it.")
 
 
 def read_run(variant: Path) -> dict[str, Any] | None:

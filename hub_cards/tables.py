@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .facts import Backbone, CardFacts, mean_scores
 
 MISSING = "—"
+BEFORE, AFTER = ("m", "repository", "mean", "mean, images swapped"), ("first token, ms", "answer, ms")
 
 
 def render_title(facts: CardFacts) -> str:
@@ -84,8 +85,7 @@ def family_table(facts: CardFacts) -> FamilyTable:
                 _milliseconds(latency.seconds_per_answer) if latency else MISSING,
             )
         )
-    columns = ("m", "repository", "mean", "mean, images swapped", *tasks, "first token, ms", "answer, ms")
-    return FamilyTable(columns, tuple(rows), counts.index(facts.m))
+    return FamilyTable((*BEFORE, *tasks, *AFTER), tuple(rows), counts.index(facts.m))
 
 
 def _latencies(facts: CardFacts) -> Sequence:

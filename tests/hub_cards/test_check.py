@@ -186,6 +186,9 @@ DAMAGES = {
     "a class that is not there": (
         lambda f: edit_json(f / "config.json", lambda d: d["auto_map"].update(AutoModel="modeling_fusedvlm.Nothing")), "config.json", "Nothing",
     ),
+    "a class that is no name": (
+        lambda f: edit_json(f / "config.json", lambda d: d["auto_map"].update(AutoModel="modeling_fusedvlm.(")), "config.json", "AutoModel",
+    ),
     "no classes at all": (lambda f: edit_json(f / "processor_config.json", lambda d: d.pop("auto_map")), "processor_config.json", "AutoProcessor"),
 }  # fmt: skip
 

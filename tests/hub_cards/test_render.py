@@ -89,6 +89,7 @@ def test_every_number_of_the_tables_and_the_metadata_is_compared(facts):
 def test_a_dash_in_the_place_of_a_number_is_noticed_and_the_reverse(facts):
     text = render_card(facts)
     assert differences(text.replace("| 0.347 |", "| — |", 1), facts)
+    assert differences(text.replace("| 0.347 |", "| 0 |", 1), facts)  # too few digits to say anything
     bare = dataclasses.replace(facts, control=None)
     assert differences(render_card(bare).replace("| — |", "| 0.000 |", 1), bare)
 
