@@ -34,8 +34,10 @@ def push(hub_server, user, monkeypatch, capsys):
     """Run the command against the test Hub; returns (exit code, standard output, standard error)."""
     from fusedvlm import cli
 
+    # What HF_ENDPOINT sets, had it been there when huggingface_hub was imported.
+    template = hub_server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub_server.endpoint)
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", hub_server.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("HF_TOKEN", user)
 
     def run(*arguments) -> tuple[int, str, str]:
