@@ -2,8 +2,6 @@
 
 from transformers import TrainerCallback
 
-from .mixture import Mixture
-
 
 class MixtureEpochs(TrainerCallback):
     """Tells the training mixture which epoch begins, in resumed runs too."""
@@ -11,5 +9,5 @@ class MixtureEpochs(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
         """Called by `Trainer` before it asks for the epoch's first batch."""
         dataset = getattr(train_dataloader, "dataset", None)
-        if isinstance(dataset, Mixture):
+        if hasattr(dataset, "start_epoch"):  # a mixture, or what reads through one
             dataset.start_epoch(int(state.epoch + 1e-6))  # a fraction when the run was resumed within the epoch

@@ -152,10 +152,23 @@ class CachedViews(torch.utils.data.Dataset):
     Args:
         samples: as for `ViewCache.fill`.
         cache: filled for them.
+        rank, ranks: as for `ViewCache.fill`.
     """
 
-    def __init__(self, samples, cache: ViewCache):
-        self.samples, self.cache = samples, cache
+    def __init__(self, samples, cache: ViewCache, rank: int = 0, ranks: int = 1):
+        self.samples, self.cache, self.rank, self.ranks = samples, cache, rank, ranks
+
+    def start_epoch(self, epoch: int) -> None:
+        """Pass a new epoch on to a mixture, which may show other images in it: they are encoded first."""
+        if hasattr(self.samples, "start_epoch"):
+            self.samples.start_epoch(epoch)
+            self.fill()
+
+    def fill(self) -> None:
+        """Encode on all ranks what is missing."""
+        self.cache.fill(self.samples, rank=self.rank, ranks=self.ranks)
+        if self.ranks > 1:
+            torch.distributed.barrier()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -169,7 +182,7 @@ class CachedViews(torch.utils.data.Dataset):
         """Data-loader workers need no copy of the model."""
         cache = ViewCache.__new__(ViewCache)
         cache.folder = self.cache.folder
-        return {"samples": self.samples, "cache": cache}
+        return {**self.__dict__, "cache": cache}
 
 
 def cached_views(samples, folder: str | Path, model, image_processor, trainable_names, rank=0, ranks=1) -> CachedViews:
@@ -191,10 +204,9 @@ def cached_views(samples, folder: str | Path, model, image_processor, trainable_
     if not hasattr(samples, "__len__"):
         raise ValueError("view_cache needs a dataset with a length, not a stream: its images are encoded beforehand.")
     cache = ViewCache(folder, model, image_processor)
-    cache.fill(samples, rank=rank, ranks=ranks)
-    if ranks > 1:
-        torch.distributed.barrier()
-    return CachedViews(samples, cache)
+    cached = CachedViews(samples, cache, rank, ranks)
+    cached.fill()
+    return cached
 
 
 def _shown(image) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusedvlm.data import Mixture, MixtureEpochs
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import arguments
 from fusedvlm.trainers import GenerationArguments, GenerationTrainer
@@ -64,6 +65,28 @@ def test_workers_read_the_cache_without_the_model(model, processor, samples, tmp
     expected = model.model.get_view_features(direct["pixel_values"])[0]
     torch.testing.assert_close(read[0][0], expected)
     torch.testing.assert_close(read[2][0], expected)
+
+
+def test_images_that_a_mixture_shows_later_are_encoded_when_their_epoch_begins(backbones, processor, samples, tmp_path):
+    mixture = Mixture([samples[:1] * 4, samples[:2] + samples[4:]], weights=[4.0, 1.0], seed=1, stop="first_exhausted")
+    seen = [{str(mixture[i]["images"]) for i in range(len(mixture)) if mixture.start_epoch(e) is None} for e in (0, 1)]
+    assert not seen[1] <= seen[0]
+    mixture.start_epoch(0)
+    args = arguments(
+        GenerationArguments,
+        tmp_path,
+        freeze=FROZEN,
+        max_steps=-1,
+        num_train_epochs=2,
+        view_cache=str(tmp_path / "cache"),
+        per_device_train_batch_size=2,
+    )
+    trainer = GenerationTrainer(
+        model=tiny.build_model(backbones), args=args, train_dataset=mixture, processing_class=processor,
+        callbacks=[MixtureEpochs()],
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.epoch == 2
 
 
 def test_ranks_share_the_work(model, processor, samples, tmp_path):
