@@ -38,7 +38,7 @@ CASES = {
     "contrastive": ("contrastive", {}),
     "generation": ("generation", {}),
     "elastic": ("elastic", {"training": ELASTIC}),
-    "workers": ("elastic", {"training": {**ELASTIC, "dataloader_num_workers": 1}}),
+    "mixture with workers": ("elastic", {"training": {**ELASTIC, "dataloader_num_workers": 1}, "weights": (3, 1)}),
     "sparse logs": ("generation", {"training": {"logging_steps": 3}}),
 }
 
@@ -53,7 +53,11 @@ def make(data, stage1):
         model = {"model_name_or_path": None if stage == "contrastive" else str(stage1)}
         if stage == "elastic":
             model["trained_num_visual_tokens"] = [1, 3, 8]
-        return smoke.smoke_recipe(stage, folder, data, training=training, model=model)
+        recipe = smoke.smoke_recipe(stage, folder, data, training=training, model=model)
+        if "weights" in sections:
+            source = recipe.sections["data"]["sources"][0]
+            recipe.sections["data"]["sources"] = [{**source, "weight": weight} for weight in sections["weights"]]
+        return recipe
 
     return build
 
@@ -143,9 +147,9 @@ def test_variants_survive_kills_at_random_moments(data, stage2, tmp_path):
     assert smoke.run(variants_recipe(torn, data, stage2), smoke.KillAt(2, run=1)) == smoke.KILLED
     assert [name for name in NAMES if (torn / name).exists()] == NAMES[:1]
     generator = random.Random(0)
-    for _ in range(4):
+    for _ in range(2):
         process = smoke.start(variants_recipe(torn, data, stage2))
-        time.sleep(generator.uniform(0.2, 2.5))
+        time.sleep(generator.uniform(0.5, 2.5))
         process.kill()
         process.join()
     assert smoke.run(variants_recipe(torn, data, stage2)) == 0
