@@ -373,13 +373,15 @@ class Handler(BaseHTTPRequestHandler):
         place = f"{self.server.files_origin}/lfs/{oid}"
         if size <= PART:
             return {"href": place, "header": {}}
-        parts = {f"{n + 1:05d}": f"{place}?part={n + 1}" for n in range(-(-size // PART))}
-        return {"href": f"{self.server.endpoint}/api/lfs/complete/{oid}", "header": {"chunk_size": str(PART), **parts}}
+        upload = self.server.store.new_upload()  # several clients may send the same file at once
+        parts = {f"{n + 1:05d}": f"{place}?upload={upload}&part={n + 1}" for n in range(-(-size // PART))}
+        complete = f"{self.server.endpoint}/api/lfs/complete/{oid}?upload={upload}"
+        return {"href": complete, "header": {"chunk_size": str(PART), **parts}}
 
     @route("PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
     def lfs_put(self, oid: str):
         if "part" in self.query:
-            self.server.store.parts.setdefault(oid, {})[int(self.query["part"])] = self.body
+            self.server.store.parts[self.query["upload"]][int(self.query["part"])] = self.body
             return 200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'}
         return self._keep(oid, self.body)
 
@@ -391,7 +393,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", "/api/lfs/complete/(?P<oid>[0-9a-f]{64})")
     def lfs_complete(self, oid: str):
-        parts = self.server.store.parts.pop(oid, {})
+        parts = self.server.store.parts[self.query["upload"]]
         for entry in self.json()["parts"]:
             part = parts.get(entry["partNumber"])
             if part is None or hashlib.md5(part).hexdigest() != entry["etag"].strip('"'):

@@ -139,9 +139,15 @@ class Store:
         self.repos: dict[str, Repo] = {}
         self.collections: dict[str, dict] = {}
         self.large: dict[str, bytes] = {}  # what arrived through LFS
-        self.parts: dict[str, dict[int, bytes]] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}  # {upload: {number: bytes}}
         self.xet_folder = xet_folder
         self.tokens: dict[str, dict] = {}
+
+    def new_upload(self) -> str:
+        """Name of a new upload in parts."""
+        name = str(len(self.parts))
+        self.parts[name] = {}
+        return name
 
     def user(self, token: str | None) -> dict | None:
         return self.tokens.get(token or "")
