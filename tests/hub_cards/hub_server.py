@@ -44,6 +44,10 @@ class Cut(Exception):
     """Close the connection without another byte."""
 
 
+class Answered(Exception):
+    """Somebody else has answered; the connection stays open."""
+
+
 @dataclass
 class Fault:
     """What goes wrong, and when.
@@ -166,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.dispatch()
         except Problem as problem:
             self.answer(problem.status, problem.body, problem.headers)
+        except Answered:
+            return
         except Cut:
             self.server.calls.append((self.command, self.path, 0))
             self.close_connection = True
@@ -185,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             self.read_body()
             self.fault = None
             self.answer(200, b"<html>gateway</html>", {"Content-Type": "text/html"})
-            raise Cut
+            raise Answered
         if moment == "before" and fault.kind == "stall":
             threading.Event().wait(fault.at / 1000)  # tests replace time.sleep
             raise Cut
