@@ -79,6 +79,11 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
         if self.is_world_process_zero():
             write_trainer_card(self, *args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As `Trainer`'s, without the pickle of its arguments: nothing reads it, and nobody should have to trust it."""
+        super()._save(output_dir, state_dict=state_dict)
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
     def default_collator(self, processor, args: FusedVLMArguments, model) -> ConversationCollator:
         """Collator of the stage."""
         raise NotImplementedError

@@ -176,7 +176,6 @@ def save_finished(trainer, target: Path, record: dict) -> None:
     trainer.save_model(str(staging), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says the same
         write_record(staging, record)
         mark_complete(staging)
         publish(staging, target)

@@ -140,6 +140,7 @@ def test_checkpoint_is_a_loadable_variant_with_its_processor(backbones, processo
     names = json.loads((checkpoint / "config.json").read_text())
     assert names.get("use_cache", True) is True
     assert names["text_model_name_or_path"] == str(backbones / "llm")
+    assert not (checkpoint / "training_args.bin").exists()  # a pickle that nothing reads
 
 
 def test_resumed_run_equals_the_uninterrupted_one(backbones, processor, tmp_path):
