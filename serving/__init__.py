@@ -1,11 +1,8 @@
 """Loading a variant and asking it questions."""
 
-import importlib
+from fusedvlm.lazy import lazy_names
 
-__all__ = ["VisualChat", "user_message"]
+_PUBLIC = {"VisualChat": ".generate", "user_message": ".generate"}
 
-
-def __getattr__(name: str):
-    if name in __all__:
-        return getattr(importlib.import_module("fusedvlm.serving.generate"), name)
-    raise AttributeError(f"module 'fusedvlm.serving' has no attribute {name!r}")
+__all__ = sorted(_PUBLIC)
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
