@@ -12,9 +12,9 @@ import yaml
 
 import fusedvlm
 
-from .bundle import Files, check_code, is_local
+from .bundle import Files, check_code, is_local, weight_headers
 from .contents import CARD, CHECKSUMS, FACTS, FOREIGN, evidence_files
-from .facts import COMMIT, CardFacts
+from .facts import COMMIT, HUB_ID, CardFacts
 from .licences import check_stated
 from .lint import lint_card
 from .readback import differences
@@ -27,6 +27,8 @@ REQUIRED = (
     CARD, FACTS, CHECKSUMS, "LICENSE-CODE", "config.json", "generation_config.json", "processor_config.json",
     "tokenizer_config.json", "chat_template.jinja", "query_tokenizer/tokenizer_config.json", "training/data.json",
 )  # fmt: skip
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_REQUIRED = (CARD, CHECKSUMS, ADAPTER_CONFIG)
 AUTO_CLASSES = {
     "config.json": ("AutoConfig", "AutoModel", "AutoModelForImageTextToText"),
     "processor_config.json": ("AutoProcessor",),
@@ -70,7 +72,8 @@ def check_files(files: Files, repo_id: str | None = None) -> list[Problem]:
 
 
 def check_folder(path: Path, repo_id: str | None = None, load: bool = True) -> list[Problem]:
-    """Problems of a folder. When its files are sound, it is also loaded and asked where this package is not installed.
+    """Problems of a folder. When its files are sound, it is also loaded and asked where this package is not installed;
+    an adapter is not, because its base lies elsewhere.
 
     Raises:
         ValueError: when there is no such folder.
@@ -82,7 +85,7 @@ def check_folder(path: Path, repo_id: str | None = None, load: bool = True) -> l
         raise ValueError(f"{path}: no such folder.")
     problems = check_static(path, repo_id)
     # Code that is not what its checksum says must not run.
-    if load and not problems and (message := loading_problem(path)):
+    if load and not problems and not (path / ADAPTER_CONFIG).exists() and (message := loading_problem(path)):
         problems.append(Problem("config.json", message))
     return problems
 
@@ -90,14 +93,19 @@ def check_folder(path: Path, repo_id: str | None = None, load: bool = True) -> l
 def check_static(folder: Path, repo_id: str | None = None) -> list[Problem]:
     """Problems of a folder's files, without running anything of it."""
     files = folder_files(folder)
-    problems = [Problem(name, "missing") for name in REQUIRED if name not in files]
+    is_adapter = ADAPTER_CONFIG in files
+    required = ADAPTER_REQUIRED if is_adapter else REQUIRED
+    problems = [Problem(name, "missing") for name in required if name not in files]
     if not any(name.endswith(".safetensors") for name in files):
-        problems.append(Problem("model.safetensors", "missing"))
+        problems.append(Problem("adapter_model.safetensors" if is_adapter else "model.safetensors", "missing"))
     problems += _unsafe(files)
     problems += _unreadable(files)
     problems += _hashes(files)
     if problems:
         return problems  # what follows reads these files and would say the same again, less clearly
+    # CODEPATH: adapters have no model, processor or facts of their own, but a base.
+    if is_adapter:
+        return [*_adapter(folder, files, repo_id)]
     problems += _configs(folder, files)
     problems += [Problem(*found) for found in weight_problems(folder)]
     problems += _card(folder, files, repo_id)
@@ -177,6 +185,29 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
             pattern = re.compile(rf"^class {re.escape(class_name)}\b", re.MULTILINE)
             if source is None or not pattern.search(source.read_text(encoding="utf-8")):
                 yield Problem(name, f"auto_map gives {auto} as {auto_map.get(auto)!r}, which is not in the repository")
+
+
+def _adapter(folder: Path, files: Mapping[str, Path], repo_id: str | None) -> Iterator[Problem]:
+    """LoRA weights that are there, a base pinned to a commit, a card that names both and that the Hub takes."""
+    config = _json(files[ADAPTER_CONFIG])
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not HUB_ID.fullmatch(base):
+        yield Problem(ADAPTER_CONFIG, f"base_model_name_or_path is {base!r}, not a repository")
+    if not COMMIT.fullmatch(str(revision)):
+        yield Problem(ADAPTER_CONFIG, f"refers to its base at {revision!r} instead of a 40-digit commit")
+    try:
+        names = [name for tensors in weight_headers(folder).values() for name in tensors]
+    except ValueError as error:
+        yield Problem("adapter_model.safetensors", str(error).removeprefix(f"{folder}/adapter_model.safetensors: "))
+        return
+    if not any(".lora_" in name for name in names):
+        yield Problem("adapter_model.safetensors", "has no LoRA weights")
+    text = files[CARD].read_text(encoding="utf-8")
+    for what, value in (("base", base), ("base's commit", revision)):
+        if str(value) not in text:
+            yield Problem(CARD, f"does not name its {what}, {value}")
+    sizes = {name: content_size(path) for name, path in files.items()}
+    yield from (Problem(CARD, what) for what in lint_card(text, sizes, repo_id))
 
 
 def _json(path: Path) -> dict:

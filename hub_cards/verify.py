@@ -51,10 +51,11 @@ def verify(target: str, revision: str | None = None, load: bool = True) -> list[
 
 
 def _report(target: str, folder: Path, repo_id: str | None, load: bool) -> Report:
-    from .check import check_folder, folder_files
+    from .check import ADAPTER_CONFIG, check_folder, folder_files
 
     problems = check_folder(folder, repo_id, load)
-    return Report(target, len(folder_files(folder)), load and not problems, problems)
+    files = folder_files(folder)
+    return Report(target, len(files), load and not problems and ADAPTER_CONFIG not in files, problems)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -62,7 +63,7 @@ def _folders(path: Path) -> list[Path]:
     from .contents import CARD, CHECKSUMS
     from .release import find_variants
 
-    parts = ("config.json", CARD, CHECKSUMS)
+    parts = ("config.json", "adapter_config.json", CARD, CHECKSUMS)
     if any((path / name).exists() for name in parts):
         return [path]
     # Damaged variants of a family are to be reported, so any folder with a card counts.

@@ -1,6 +1,7 @@
 """Adapters on one pushed base: what is pushed, refused, and loaded back where this package is not installed."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -8,7 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusedvlm.hub_cards.adapters import build_adapters, plan_adapters, push_adapters
+from fusedvlm.hub_cards.check import check_folder
+from fusedvlm.hub_cards.contents import checksums as make_checksums
 from fusedvlm.hub_cards.hub import Hub, Patience
+from fusedvlm.hub_cards.release import write_file
+from fusedvlm.hub_cards.verify import verify
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.synthetic import content_of
@@ -144,6 +149,43 @@ def test_the_card_says_what_the_adapter_is(trained):
     assert "| 12 | [ada/tiny-m12-lora]" in card
     assert card.count("not measured") == 2
     assert "missing, not zero" in card
+
+
+@pytest.fixture
+def published(trained, tmp_path):
+    """An adapter's repository as it is pushed, in a folder."""
+    release = build(trained[0] / "fam").releases("a" * 40)[0]
+    for name, content in release.files.items():
+        write_file(tmp_path / "repo" / name, content)
+    return tmp_path / "repo"
+
+
+def test_check_knows_adapters(published):
+    report = verify(str(published))[0]
+    assert report.problems == []
+    assert not report.loaded
+    assert check_folder(published, "ada/tiny-m4-lora") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("adapter_config.json", lambda p: edit(p, revision="main"), "refers to its base at 'main'"),
+        ("adapter_config.json", lambda p: edit(p, base_model_name_or_path="mine"), "not a repository"),
+        ("adapter_config.json", lambda p: p.unlink(), "missing"),
+        ("adapter_model.safetensors", lambda p: p.unlink(), "missing"),
+        ("adapter_model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-9]), "damaged weights"),
+        ("adapter_model.safetensors", lambda p: save_file({"a": torch.ones(2)}, p), "has no LoRA weights"),
+        ("README.md", lambda p: p.write_text(p.read_text().replace("a" * 40, "b" * 40)), "does not name its base's"),
+        ("LICENSE", lambda p: p.write_bytes(pickle.dumps([1])), "pickle"),
+    ],
+)
+def test_check_finds_what_is_wrong_with_an_adapter(published, name, damage, message):
+    damage(published / name)
+    if (checksums := published / "checksums.json").exists():  # as if whoever damaged it had signed it
+        files = {path.name: path for path in published.iterdir() if path != checksums}
+        write_file(checksums, make_checksums(files))
+    assert any(message in str(problem) for problem in check_folder(published)), check_folder(published)
 
 
 def test_a_dry_run_sends_nothing(trained, hub, hub_server):
