@@ -8,7 +8,13 @@ from transformers import TrainerCallback
 from fusedvlm.scaling.counts import count_training_flops, read_shapes
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import DATA, arguments
-from fusedvlm.trainers import ContrastiveArguments, ContrastiveTrainer, GenerationArguments, GenerationTrainer
+from fusedvlm.trainers import (
+    ContrastiveArguments,
+    ContrastiveTrainer,
+    ConversationCollator,
+    GenerationArguments,
+    GenerationTrainer,
+)
 from fusedvlm.trainers.callbacks import fingerprint
 from fusedvlm.trainers.throughput import device_peak_tflops
 
@@ -174,3 +180,33 @@ def test_metrics_reach_tensorboard(backbones, processor, tmp_path):
     names = set(events.Tags()["scalars"])
     assert {"train/loss", "train/loss_m_4", "train/images_per_second", "train/tokens_per_second"} <= names
     assert [event.step for event in events.Scalars("train/loss_m_4")] == [1, 2, 3]
+
+
+def saved_bytes(model, batch, llm_learns: bool) -> int:
+    """Bytes that one forward pass keeps for the backward pass, parameters aside."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(("model.language_model.", "lm_head.")):
+            parameter.requires_grad_(llm_learns)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**batch).loss
+    del loss
+    return sum(kept.values())
+
+
+def test_the_frozen_llm_keeps_no_inputs_of_its_linear_layers(backbones, processor):
+    """Their only use would be the gradients of the weights: per layer q, k, v; o; gate, up; down; and the head."""
+    model = tiny.build_model(backbones).train()
+    batch = ConversationCollator(processor)(DATA[:2])
+    frozen, learning = (saved_bytes(model, batch, llm_learns) for llm_learns in (False, True))
+    config, positions = model.config.text_config, batch["input_ids"].numel()
+    inputs = config.num_hidden_layers * (3 * config.hidden_size + config.intermediate_size) + config.hidden_size
+    assert learning - frozen >= 4 * positions * inputs * 0.9
