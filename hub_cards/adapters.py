@@ -100,7 +100,7 @@ class AdapterFamily:
             tags=["fusedvlm", f"fusedvlm-m{m}", "lora", "multimodal", "peft", "vision-language-model"],
         )
         family = [
-            {"m": n, "repo_id": repo_id, "score": f"{self.scores[n]:.1f}" if n in self.scores else "not measured"}
+            {"m": n, "repo_id": repo_id, "score": f"{self.scores[n]:.3g}" if n in self.scores else "not measured"}
             for n, repo_id in self.names.items()
         ]
         return _template().render(

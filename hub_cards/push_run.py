@@ -92,7 +92,7 @@ def offer_adapters(
     lint([family.base])
     notes = {family.base.repo_id: "The base of the adapters"}
     for m, repo_id in family.names.items():
-        mean = f", mean score {family.scores[m]:.1f}" if m in family.scores else ""
+        mean = f", mean score {family.scores[m]:.3g}" if m in family.scores else ""
         notes[repo_id] = f"m = {m}: LoRA adapter{mean}"
     return Offer(
         partial(plan_adapters, family), partial(push_adapters, family), notes, title_of(list(family.names.values()))
@@ -126,7 +126,7 @@ def title_of(repo_ids: Sequence[str]) -> str | None:
 def note(release: Release) -> str:
     """A repository's line in the collection: m, and the mean score if there is one."""
     mean = mean_scores(release.facts.measured).get(release.num_visual_tokens)
-    return f"m = {release.num_visual_tokens}" + ("" if mean is None else f": mean score {mean:.1f}")
+    return f"m = {release.num_visual_tokens}" + ("" if mean is None else f": mean score {mean:.3g}")
 
 
 def group(hub: Hub, title: str | None, notes: Mapping[str, str], rows: Sequence[Pushed]) -> str | None:

@@ -18,7 +18,8 @@ def open_datasets(arguments: DataArguments):
     train = build_dataset(data_section(arguments))
     if not arguments.eval_sources:
         return train, None
-    return train, build_dataset(_read(arguments.eval_sources, arguments.mixture_seed))
+    # A stream would otherwise go on for ever, as training wants it; an evaluation has to end.
+    return train, build_dataset({"stop": "all_exhausted", **_read(arguments.eval_sources, arguments.mixture_seed)})
 
 
 def data_section(arguments: DataArguments) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """Every shipped recipe against the code that reads it, and against the paper; every way to write a wrong one."""
 
+import itertools
+
 import pytest
 import yaml
 
 from fusedvlm.recipes import FOLDER
+from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers import parsing
+from fusedvlm.trainers.datasets import open_datasets
 from fusedvlm.trainers.parsing import gradient_accumulation, plan_run, read_recipe
 from fusedvlm.trainers.recipes import Recipe, load_recipe, merge, set_field, shipped_presets, shipped_recipes
+from fusedvlm.trainers.run_arguments import DataArguments
 from fusedvlm.trainers.variants import list_variants, plan_variant
 
 RECIPES, PRESETS = sorted(shipped_recipes()), sorted(shipped_presets())
@@ -311,3 +316,11 @@ def test_python_recipes():
     result = plan_run(recipe)
     assert (result.model.vision, result.training.learning_rate, result.run.resume) == ("a", 2e-5, "auto")
     assert result.training.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_evaluation_ends_for_streams_too(tmp_path, streaming):
+    source = {"type": "chat", "path": str(smoke.write_data(tmp_path, count=5))}
+    arguments = DataArguments(sources=[source], eval_sources=[{**source, "streaming": streaming}])
+    _, evaluation = open_datasets(arguments)
+    assert len(list(itertools.islice(iter(evaluation), 50))) == 5
