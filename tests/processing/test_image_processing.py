@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +22,19 @@ from fusedvlm.tests.modeling_fusedvlm.oracle import FOLDER
 CASES = json.loads((FOLDER / "e_images.json").read_text())["cases"]
 BACKENDS = [FusedVLMImageProcessor, FusedVLMImageProcessorPil]
 GREY_LEVEL = 1 / 255 / 0.27577711  # one grey level after CLIP's normalisation, narrowest channel
+# Before release 13 Pillow shrinks tall pictures horizontally first; with 8 bits between the passes that is up to 12 grey
+# levels in the global view. The reference was made with 13.
+OTHER_ORDER = int(PIL.__version__.partition(".")[0]) < 13
+PUBLISHED = [
+    pytest.param(
+        case,
+        id=case["key"],
+        marks=pytest.mark.skipif(
+            OTHER_ORDER and case["height"] > max(336, 2 * case["width"]), reason="Pillow before 13 on a tall picture"
+        ),
+    )
+    for case in CASES
+]
 FLOAT16 = 2e-3  # the reference samples are stored in half precision
 
 
@@ -39,7 +53,7 @@ def synthetic(width: int, height: int, kind: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=[case["key"] for case in CASES])
+@pytest.mark.parametrize("case", PUBLISHED)
 def test_published_pixels(backend, case):
     samples = np.load(FOLDER / "e_images.npz")
     image = synthetic(case["width"], case["height"], case["kind"])
@@ -68,7 +82,7 @@ def grey_levels(backend, case: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=[case["key"] for case in CASES])
+@pytest.mark.parametrize("case", PUBLISHED)
 def test_every_published_grey_level(backend, case):
     for pixels, key in zip(grey_levels(backend, case), ("global_u8_sha256_16", "hd_u8_sha256_16"), strict=True):
         assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16] == case[key]
@@ -85,7 +99,7 @@ def test_published_pictures(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=[case["key"] for case in CASES])
+@pytest.mark.parametrize("case", PUBLISHED)
 def test_published_statistics_of_every_view(backend, case):
     processor = backend(max_local_views=case["num_crops"])
     image = synthetic(case["width"], case["height"], case["kind"])
