@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_t
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def place(tmp_path_factory):
     """A folder with what `make quickstart` leaves behind, made by the same code at its smallest."""
     from fusedvlm.quickstart.run import run
     from fusedvlm.tests.quickstart.test_quickstart import TINY
@@ -34,8 +34,8 @@ def test_there_are_blocks_of_both_kinds():
     assert kinds.count("bash") >= 2
 
 
-def test_all_blocks_in_order(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_all_blocks_in_order(place, monkeypatch):
+    monkeypatch.chdir(place)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     namespace: dict = {"__name__": "readme"}
     for kind, code in BLOCKS:
@@ -47,7 +47,7 @@ def test_all_blocks_in_order(workplace, monkeypatch):
             run_line(line)
     assert isinstance(namespace["answer"], str)
     assert len(namespace["texts"]) == 2
-    assert (workplace / "runs/mine/variant/model.safetensors").exists()
+    assert (place / "runs/mine/variant/model.safetensors").exists()
 
 
 def run_line(line: str) -> None:
