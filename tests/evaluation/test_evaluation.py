@@ -1,6 +1,6 @@
 """Results survive JSON and refuse damage; answers do not depend on batching or caching; summaries are right."""
 
-import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from fusedvlm.evaluation import (
     answer_questions,
     describe_environment,
     measure_latencies,
+    runner,
     summarise,
 )
 from fusedvlm.tests import tiny
@@ -71,9 +72,21 @@ def test_batch_size_and_cached_views_do_not_change_answers(model, processor):
         answer_questions(model, processor, questions, 4)
 
 
-def test_latency_is_measured(model, processor):
-    latencies = measure_latencies(model, processor, tiny.picture(0), "what?", [1, 4], max_new_tokens=3, repeats=2)
-    assert [(latency.num_visual_tokens, latency.count) for latency in latencies] == [(1, 2), (4, 2)]
-    for latency in latencies:
-        assert 0 < latency.time_to_first_token < latency.seconds_per_answer
-        json.dumps(latency.__dict__)
+def test_latencies_are_medians_of_rounds_in_which_all_m_take_turns(model, processor, monkeypatch):
+    """On a clock that costs 1 s per visual token and 10 s per new one, and 100 s once."""
+    clock, asked = [0.0], []
+
+    def generate(input_ids, max_new_tokens, min_new_tokens, **kwargs):
+        m = int((input_ids == model.config.image_token_id).sum())
+        asked.append((m, max_new_tokens))
+        assert min_new_tokens == max_new_tokens
+        clock[0] += m + 10 * max_new_tokens + (100 if len(asked) == 5 else 0)
+
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+    latencies = measure_latencies(model, processor, tiny.picture(0), "what?", [1, 4], max_new_tokens=3, repeats=3)
+    assert asked == [(1, 3), (4, 3)] + 3 * [(1, 1), (1, 3), (4, 1), (4, 3)]
+    assert [asdict(latency) for latency in latencies] == [
+        {"num_visual_tokens": m, "time_to_first_token": m + 10.0, "seconds_per_answer": m + 30.0, "count": 3}
+        for m in (1, 4)
+    ]
