@@ -259,9 +259,12 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             self.freeze_text_model()
             # Trainer accepts a checkpoint that lacks exactly these when it resumes.
             self._keys_to_ignore_on_save = {name for name in self.state_dict() if is_language_key(name)}
-        # A generated placeholder would ask for a visual token that does not exist (without a cache, or when prompt
-        # lookup proposes one).
-        self.generation_config.suppress_tokens = [config.image_token_id]
+        self.suppress_placeholder()
+
+    def suppress_placeholder(self) -> None:
+        """Never generate a placeholder: it would ask for a visual token that does not exist."""
+        settings = self.generation_config
+        settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), self.config.image_token_id})
 
     def get_output_embeddings(self) -> nn.Module:
         """The LLM's head."""

@@ -99,6 +99,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             kwargs["quantization_config"] = quantise_only_llm(quantization_config)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if hasattr(model, "suppress_placeholder"):
+            model.suppress_placeholder()  # the generation settings of a file, or none, have replaced the model's own
         if quantization_config is not None:
             # Only the frozen LLM is quantised; Trainer would otherwise refuse to train the rest.
             model.is_quantized = False

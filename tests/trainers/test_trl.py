@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset, Image, List
+from packaging.version import Version
 from transformers import AutoModelForImageTextToText
 
 from fusedvlm.tests import tiny
@@ -67,6 +69,7 @@ def test_sft(backbones, processor, tmp_path):
     assert trained(model, before) == {"vision_tower", "merger", "fuser", "projector"}
 
 
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5.18"), reason="TRL asks for transformers 5.18 here")
 def test_sft_on_answers_only(backbones, processor, tmp_path):
     model = tiny.build_model(backbones)
     trainer = trl.SFTTrainer(
