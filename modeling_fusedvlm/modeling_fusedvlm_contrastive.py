@@ -68,6 +68,10 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         if module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeddings of questions and queries; there is no LLM here."""
+        return self.model.fuser.embed_tokens
+
     def get_answer_embeds(self, answer_input_ids: torch.Tensor, answer_attention_mask: torch.Tensor) -> torch.Tensor:
         """Answers (G, La), right-padded and each ended by an eos, to unit rows (G, projection_dim)."""
         states = self.answer_tower(
@@ -138,7 +142,7 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
     def _output(self, image_embeds, answer_embeds, query_states, return_loss) -> FusedVLMContrastiveOutput:
         output = FusedVLMContrastiveOutput(
             logits_per_image=image_embeds @ answer_embeds.T,
-            logit_scale=self.logit_scale.exp(),
+            logit_scale=self.logit_scale.exp().squeeze(),  # one row of one number where the model is sharded
             image_embeds=image_embeds,
             answer_embeds=answer_embeds,
             query_states=query_states,

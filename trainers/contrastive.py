@@ -1,5 +1,7 @@
 """Stage 1: the eos state of a question about an image against its answer, and query states that stay apart."""
 
+import os
+
 import torch
 
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss
@@ -20,8 +22,11 @@ class ContrastiveTrainer(FusedVLMTrainer):
 
     stage = "contrastive"
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, *args, **kwargs):
+        if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")):
+            # Neither can hold a scalar; saving makes it one again.
+            model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
+        super().__init__(model, *args, **kwargs)
         # The loss is a mean over pairs of a batch, not a sum over tokens: Trainer must average micro-batches itself.
         self.model_accepts_loss_kwargs = False
 

@@ -102,12 +102,6 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
     from .contrastive import ContrastiveTrainer
     from .generation import GenerationTrainer
 
-    sharding = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "") == "true"]
-    if stage == "contrastive" and sharding:
-        raise ValueError(
-            f"{sharding[0]} cannot hold stage 1: its learned temperature is a scalar, which they refuse "
-            "to split. There is no LLM at stage 1, so a whole copy per process fits: launch with ddp.yaml."
-        )
     compile_modules(model, plan.run.torch_compile_modules or [], plan.run.torch_compile_modules_backend)
     kind = ContrastiveTrainer if stage == "contrastive" else GenerationTrainer
     trainer = kind(

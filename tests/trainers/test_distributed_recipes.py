@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.recipes import FOLDER
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.checkpoints import find_last_checkpoint
@@ -106,27 +107,31 @@ def test_shards_are_saved_loaded_and_gathered(make, alone, tmp_path):
     AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_where_it_is_installed(stage, make, alone, tmp_path):
+@pytest.mark.parametrize("zero", [2, 3])
+@pytest.mark.parametrize("stage", ["contrastive", "generation"])
+def test_deepspeed_where_it_is_installed(stage, zero, make, tmp_path):
     pytest.importorskip("deepspeed")
-    recipe = make("generation", tmp_path, training={"use_cpu": False, "per_device_train_batch_size": 2})
-    smoke.run_ranks(2, recipe, smoke.PretendGpu(smoke.KillAt(3)), smoke.zero(stage))
-    assert find_last_checkpoint(tmp_path).name == "checkpoint-2"
-    assert smoke.run_ranks(2, recipe, smoke.PretendGpu(), smoke.zero(stage)) == [0, 0]
-    assert_close(alone, tmp_path, rtol=1e-3)
-    AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2", trust_remote_code=True)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert smoke.run(make(stage, one, training={"per_device_train_batch_size": 4})) == 0
+    recipe = make(stage, two, training={"use_cpu": False, "per_device_train_batch_size": 2})
+    smoke.run_ranks(2, recipe, smoke.PretendGpu(smoke.KillAt(3)), smoke.zero(zero))
+    assert find_last_checkpoint(two).name == "checkpoint-2"
+    assert smoke.run_ranks(2, recipe, smoke.PretendGpu(), smoke.zero(zero)) == [0, 0]
+    assert_close(one, two, rtol=1e-3)
+    kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
+    kind.from_pretrained(two / "checkpoint-2")
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_shards_of_stage_1_are_refused_with_the_reason(kind, make, tmp_path, monkeypatch):
-    """Both were tried: torch 2.15 refuses to shard a scalar, DeepSpeed 0.19.8 to broadcast one."""
-    from fusedvlm.trainers.parsing import plan_run
-    from fusedvlm.trainers.train import make_trainer
-
-    plan = plan_run(make("contrastive", tmp_path))
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ValueError, match=rf"{kind} cannot hold stage 1: .* is a scalar.*ddp\.yaml"):
-        make_trainer(plan, "contrastive", plan.training, None, None, None)
+def test_shards_of_stage_1_are_those_of_the_whole(make, tmp_path):
+    """Its temperature, a scalar that nothing can shard, is a row meanwhile, and a scalar again in what is saved."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert smoke.run(make("contrastive", one, training={"per_device_train_batch_size": 4})) == 0
+    recipe = make("contrastive", two, training={"use_cpu": False, "per_device_train_batch_size": 2})
+    smoke.run_ranks(2, recipe, smoke.PretendGpu(smoke.KillAt(3)), smoke.FSDP2)
+    assert smoke.run_ranks(2, recipe, smoke.PretendGpu(), smoke.FSDP2) == [0, 0]
+    assert_close(one, two)
+    model = FusedVLMForContrastiveLearning.from_pretrained(two / "final")
+    assert model.logit_scale.shape == ()
 
 
 SAVERS = {
