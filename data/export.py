@@ -1,6 +1,5 @@
 """Write a training set as shards of the one format, and a manifest of what it is made of."""
 
-import hashlib
 import io
 import json
 import os
@@ -16,6 +15,7 @@ import datasets
 from PIL import Image
 
 from fusedvlm.console import progress
+from fusedvlm.files import sha256_of
 
 from .build import distinct_names, parse_data_spec
 from .converters import Sample
@@ -229,15 +229,5 @@ def hash_files(paths: Iterable[str]) -> list[dict[str, Any]]:
         if "://" in path:
             entries.append({"path": path})
             continue
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hash_slowly(file)
-        entries.append({"path": os.path.basename(path), "bytes": os.path.getsize(path), "sha256": digest.hexdigest()})
+        entries.append({"path": os.path.basename(path), "bytes": os.path.getsize(path), "sha256": sha256_of(path)})
     return entries
-
-
-def hash_slowly(file):
-    """`hashlib.file_digest` for Python 3.10."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest

@@ -7,6 +7,8 @@ import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fusedvlm.files import write_atomically
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -49,9 +51,7 @@ class EvaluationResults:
 
     def save(self, path: Path) -> None:
         """Write JSON, atomically: a killed run leaves no half file."""
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(asdict(self), indent=2, allow_nan=False))
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResults":

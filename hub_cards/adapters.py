@@ -5,11 +5,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import ModelCardData
 
 from .bundle import Content, is_local, weight_headers
@@ -19,12 +17,12 @@ from .hub import Hub
 from .lint import lint_card
 from .push import Pushed, plan, plan_offline, push
 from .release import Release, build_release, check_names
+from .render import load_template
 from .sources import RESULTS, content_size, read_results
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # AutoPeftModel imports what is named here; the class of the training process is not installed elsewhere.
 AUTO_MAPPING = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
-TEMPLATE = Path(__file__).parent / "templates" / "adapter_card.md.jinja"
 UNKNOWN_COMMIT = "0" * 40  # stands for the base's commit as long as there is none
 
 
@@ -103,7 +101,7 @@ class AdapterFamily:
             {"m": n, "repo_id": repo_id, "score": f"{self.scores[n]:.3g}" if n in self.scores else "not measured"}
             for n, repo_id in self.names.items()
         ]
-        return _template().render(
+        return load_template("adapter_card.md.jinja").render(
             metadata=metadata.to_yaml().rstrip(),
             name=self.names[m].partition("/")[2],
             repo_id=self.names[m],
@@ -121,14 +119,6 @@ class AdapterFamily:
             measured=bool(self.scores),
             license=self.stated.license,
         )
-
-
-@lru_cache
-def _template() -> jinja2.Template:
-    text = TEMPLATE.read_text(encoding="utf-8")
-    return jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    ).from_string(text)
 
 
 def adapted_layers(shapes: dict[str, list[int]]) -> str:

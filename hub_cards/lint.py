@@ -26,7 +26,7 @@ LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 LARGEST_IMAGE = 1_000_000
 FENCE = re.compile(r"^(`{3,})(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]*)\)")
-LEFT_OVER = re.compile(r"\[?more information needed\]?|\{\{|\{%|/home/\w|/Users/\w|/tmp/|/root/", re.IGNORECASE)
+LEFT_OVER = re.compile(r"\[?more information needed\]?|\{\{|\{%|/(?:home|Users)/\w|/(?:tmp|root)/", re.IGNORECASE)
 
 
 def lint_card(text: str, sizes: Mapping[str, int], repo_id: str | None) -> list[str]:

@@ -59,15 +59,22 @@ def push(
     """
     from .collection import check_title
     from .hub import Hub, Patience
-    from .push_run import group, offer_adapters, offer_variants, show_done, show_plan
+    from .push_run import Wanted, group, offer_adapters, offer_variants, show_done, show_plan
 
     if create_pr and (public or collection or adapters):
         raise ValueError("--create-pr only proposes content; leave out --public, --collection and --adapters.")
     stated = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
-    if adapters:
-        offer = offer_adapters(folder, all_variants, namespace, repo, name=name, tag=tag, facts=facts, stated=stated)
-    else:
-        offer = offer_variants(folder, all_variants, namespace, repo, name=name, tag=tag, facts=facts, stated=stated)
+    wanted = Wanted(
+        folder=folder,
+        all_variants=all_variants,
+        namespace=namespace,
+        repo=repo,
+        name=name,
+        tag=tag,
+        facts=facts,
+        stated=stated,
+    )
+    offer = offer_adapters(wanted) if adapters else offer_variants(wanted)
     title = None if no_collection or create_pr else collection or offer.title
     if title is not None:
         check_title(title)

@@ -35,60 +35,60 @@ class Offer:
     title: str | None
 
 
-def offer_variants(
-    folder: Path,
-    all_variants: bool,
-    namespace: str | None,
-    repo: str | None,
-    *,
-    name: str | None,
-    tag: str,
-    facts: Path | None,
-    stated: Mapping[str, Any],
-) -> Offer:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a command line asks for; see `fusedvlm push --help`. `stated` overrides the facts file."""
+
+    folder: Path
+    all_variants: bool
+    namespace: str | None
+    repo: str | None
+    name: str | None
+    tag: str
+    facts: Path | None
+    stated: Mapping[str, Any]
+
+    def options(self) -> dict[str, Any]:
+        """What builds a family, of variants or adapters."""
+        return {"name": self.name, "tag": self.tag, "stated": self.facts, **self.stated}
+
+
+def offer_variants(wanted: Wanted) -> Offer:
     """The variants that were asked for.
 
     Raises:
         ValueError: for options that contradict each other or the folder, and as `build_family`.
     """
-    if (namespace is None) == (repo is None):
+    if (wanted.namespace is None) == (wanted.repo is None):
         raise ValueError("Give exactly one of --namespace USER and --repo USER/NAME.")
-    variants = find_variants(folder)
-    if len(variants) > 1 and not all_variants:
-        raise ValueError(f"{folder} holds {len(variants)} variants; give --all, or one of them like {variants[0]}.")
-    if repo is None:
-        releases = build_family(folder, namespace, name=name, tag=tag, stated=facts, **stated)
-    elif len(variants) > 1 or name is not None:
+    variants = find_variants(wanted.folder)
+    if len(variants) > 1 and not wanted.all_variants:
+        raise ValueError(
+            f"{wanted.folder} holds {len(variants)} variants; give --all, or one of them like {variants[0]}."
+        )
+    if wanted.repo is None:
+        releases = build_family(wanted.folder, wanted.namespace, **wanted.options())
+    elif len(variants) > 1 or wanted.name is not None:
         raise ValueError("--repo names one repository; use --namespace (and --name) for several variants.")
     else:
-        own = find_stated(variants[0], facts, **stated)
-        releases = [build_release(variants[0], repo, tag=tag, stated=own)]
+        own = find_stated(variants[0], wanted.facts, **wanted.stated)
+        releases = [build_release(variants[0], wanted.repo, tag=wanted.tag, stated=own)]
     lint(releases)
     notes = {release.repo_id: note(release) for release in releases}
     return Offer(partial(plan, releases), partial(push, releases), notes, title_of(list(notes)))
 
 
-def offer_adapters(
-    folder: Path,
-    all_variants: bool,
-    namespace: str | None,
-    repo: str | None,
-    *,
-    name: str | None,
-    tag: str,
-    facts: Path | None,
-    stated: Mapping[str, Any],
-) -> Offer:
+def offer_adapters(wanted: Wanted) -> Offer:
     """Adapters and the base they share.
 
     Raises:
         ValueError: for options that make no sense for adapters, and as `build_adapters`.
     """
-    if namespace is None or repo is not None:
+    if wanted.namespace is None or wanted.repo is not None:
         raise ValueError("Adapters and their base are several repositories: give --namespace (and --name), not --repo.")
-    family = build_adapters(folder, namespace, name=name, tag=tag, stated=facts, **stated)
-    if len(family.folders) > 1 and not all_variants:
-        raise ValueError(f"{folder} holds {len(family.folders)} adapters; give --all, or one of their folders.")
+    family = build_adapters(wanted.folder, wanted.namespace, **wanted.options())
+    if len(family.folders) > 1 and not wanted.all_variants:
+        raise ValueError(f"{wanted.folder} holds {len(family.folders)} adapters; give --all, or one of their folders.")
     lint([family.base])
     notes = {family.base.repo_id: "The base of the adapters"}
     for m, repo_id in family.names.items():

@@ -214,12 +214,12 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
     Raises:
         ValueError: for an adapter whose base only this machine has.
     """
-    import jinja2
     from huggingface_hub import ModelCardData
 
     import fusedvlm
 
     from .bundle import weight_headers
+    from .render import load_template
 
     base, what, snippet = describe_checkpoint(folder, repo_id)
     shapes = [shape for tensors in weight_headers(folder).values() for shape in tensors.values()]
@@ -232,11 +232,7 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
         datasets=sorted(dataset.id for dataset in stated["datasets"] if dataset.id) or None,
         tags=["fusedvlm", *(["lora", "peft"] if base else []), "vision-language-model"],
     )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fusedvlm.hub_cards"), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
-    return environment.get_template("checkpoint_card.md.jinja").render(
+    return load_template("checkpoint_card.md.jinja").render(
         metadata=metadata.to_yaml().rstrip(),
         name=repo_id.rpartition("/")[2],
         what=what,

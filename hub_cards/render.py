@@ -52,17 +52,18 @@ def fenced(text: str, language: str = "") -> str:
 
 
 @lru_cache
-def _template() -> jinja2.Template:
+def load_template(name: str, lstrip_blocks: bool = False) -> jinja2.Template:
+    """One of this folder's templates; a fact it asks for and does not get is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=lstrip_blocks,
         keep_trailing_newline=True,
         autoescape=False,
     )
     environment.filters |= {"cell": cell, "prose": prose, "fenced": fenced, "link": link}
-    return environment.get_template("model_card.md.jinja")
+    return environment.get_template(name)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -71,7 +72,7 @@ def render_card(facts: CardFacts) -> str:
     Raises:
         ValueError: when what the card shows is not what the facts say.
     """
-    text = _template().render(**_view(facts))
+    text = load_template("model_card.md.jinja", lstrip_blocks=True).render(**_view(facts))
     if found := differences(text, facts):
         raise ValueError(f"The card of {facts.repo_id} would not say what its facts do: {found[0]}.")
     return text

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedvlm.evaluation.results import EvaluationResults
+from fusedvlm.files import sha256_of
 
 from .bundle import Content, Files, is_local, self_contained
 from .facts import Backbone, CountedFacts, StatedFacts
@@ -37,11 +38,7 @@ def content_hash(content: Content) -> str:
 
 @lru_cache(maxsize=4096)
 def _path_hash(path: str, size: int, changed: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)
 
 
 def content_size(content: Content) -> int:

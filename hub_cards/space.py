@@ -6,14 +6,11 @@ The Space is plain files. It needs transformers and gradio, never this package.
 import json
 from pathlib import Path
 
-import jinja2
-
 from .bundle import Files, bundle
 from .facts import HUB_ID, CardFacts
-from .render import cell
+from .render import TEMPLATES, load_template
 from .sources import read_config, read_content
 
-TEMPLATES = Path(__file__).parent / "templates"
 # The Gradio that the Space was tried with.
 GRADIO = "6.31.0"
 REQUIREMENTS = (
@@ -79,15 +76,7 @@ def _space(config: dict, model: str, revision: str | None, license: str | None, 
     trained = config.get("trained_num_visual_tokens") or [m]
     title = f"FusedVLM, m = {m}" if model == "model" else f"{model.partition('/')[2]}: FusedVLM"
     settings = {"model": model, "revision": revision, "title": title, "question": QUESTION}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["cell"] = cell
-    readme = environment.get_template("space_readme.md.jinja").render(
+    readme = load_template("space_readme.md.jinja").render(
         title=title, gradio=GRADIO, license=license, models=models, largest=max(trained), inside=model == "model"
     )
     return {

@@ -214,8 +214,6 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
                 self._keys_to_ignore_on_save = ignored
         state_dict = self.state_dict() if state_dict is None else state_dict
         trained = {name: tensor for name, tensor in state_dict.items() if not is_language_key(name)}
-        if "logit_scale" in trained:
-            trained["logit_scale"] = trained["logit_scale"].reshape(())  # a row while it was sharded
         kwargs["save_original_format"] = False  # a pre-quantised LLM would leave conversions that cannot be reverted
         quantizer, quantization_config = self.__dict__.pop("hf_quantizer", None), None
         if quantizer is not None:

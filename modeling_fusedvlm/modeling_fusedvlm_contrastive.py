@@ -68,6 +68,12 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         if module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
+    def save_pretrained(self, save_directory, merged: bool = False, state_dict: dict | None = None, **kwargs):
+        """As the base class; the temperature, which is a row of one number while it is sharded, is a scalar again."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        state_dict["logit_scale"] = state_dict["logit_scale"].reshape(())
+        return super().save_pretrained(save_directory, merged=merged, state_dict=state_dict, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         """Embeddings of questions and queries; there is no LLM here."""
         return self.model.fuser.embed_tokens

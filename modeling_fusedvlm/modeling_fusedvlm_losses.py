@@ -37,7 +37,8 @@ class _IdentityLoss(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             # CODEPATH: fewer rows than columns, on one process: the Gram matrix is the smaller one.
             is_gram = count <= width and not across_processes
-            matrix = _unit(states) @ _unit(states).T if is_gram else _covariance(states)
+            unit = _unit(states) if is_gram else None
+            matrix = unit @ unit.T if is_gram else _covariance(states)
         ranks, total = 1, count
         if across_processes:
             ranks = distributed.get_world_size()

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.console import progress
 from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarise
+from fusedvlm.files import write_atomically
 from fusedvlm.scaling import PowerLawFit
 
 from . import world
@@ -155,4 +156,4 @@ def save_record(family: Family, settings: Settings) -> None:
         "fit": None if family.fit is None else asdict(family.fit),
         "examples": [{k: v for k, v in example.items() if k != "sample"} for example in family.examples],
     }
-    (family.folder / "run.json").write_text(json.dumps(record, indent=2, allow_nan=False), encoding="utf-8")
+    write_atomically(family.folder / "run.json", json.dumps(record, indent=2, allow_nan=False))

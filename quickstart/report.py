@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fusedvlm.files import write_atomically
+
 from .world import TASKS
 
 # Okabe and Ito's colours, distinct for colour-blind readers; markers tell the lines apart in black and white.
@@ -35,8 +37,8 @@ def write_report(families: list, folder: Path) -> Path:
         tasks=TASKS,
         environment=families[0].results.environment,
     )
-    _write(page, html)
-    _write(folder / "report.json", json.dumps(summary(families, page), indent=2, allow_nan=False))
+    write_atomically(page, html)
+    write_atomically(folder / "report.json", json.dumps(summary(families, page), indent=2, allow_nan=False))
     return page
 
 
@@ -184,9 +186,3 @@ def _spread(values: list[float]) -> dict | None:
     if not values:
         return None
     return {"mean": float(np.mean(values)), "low": min(values), "high": max(values), "seeds": len(values)}
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -11,6 +11,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from fusedvlm.console import progress
+from fusedvlm.files import write_atomically
 
 from .compare import ModelScore, cluster_curves, input_effects, read_models
 from .divergence import DivergenceResult
@@ -111,9 +112,7 @@ def write_report(material: Material, page: Path, resamples: int = 2000) -> dict:
         title=material.title, sections=sections, left_out=material.left_out
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    temporary = page.with_name(page.name + ".partial")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(page)
+    write_atomically(page, html)
     return {
         "report": str(page),
         "sections": [section.title for section in sections],

@@ -5,7 +5,6 @@ renamed to `checkpoint-<step>`. Whoever is killed on the way leaves nothing that
 whose files do not match its marker (a full disk, a broken copy) is reported and passed over.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
+
+from fusedvlm.files import sha256_of, write_atomically
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +45,7 @@ def mark_complete(folder: Path) -> None:
     """
     files = {}
     for path in _files(folder):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         _sync(path)
     write_atomically(folder / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True))
     _sync(folder)
@@ -71,7 +72,7 @@ def problems(folder: Path, contents: bool = True) -> list[str]:
             found.append(f"{name} is missing")
         elif path.stat().st_size != facts["bytes"]:
             found.append(f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}")
-        elif contents and _hash(path) != facts["sha256"]:
+        elif contents and sha256_of(path) != facts["sha256"]:
             found.append(f"{name} was changed (its hash differs)")
     return found
 
@@ -118,16 +119,6 @@ def publish(staging: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if not any(staging.parent.iterdir()):
         staging.parent.rmdir()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old text or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class WholeCheckpoints:
@@ -278,14 +269,6 @@ def _require_parts(folder: Path, with_processor: bool) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

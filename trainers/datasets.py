@@ -24,15 +24,10 @@ def open_datasets(arguments: DataArguments):
 
 def data_section(arguments: DataArguments) -> dict[str, Any]:
     """The training data as `build_dataset` takes it, `data.fraction` on top of each source's own."""
+    from fusedvlm.data.build import recipe_section
+
     section = _read(arguments.sources, arguments.mixture_seed)
-    if arguments.fraction == 1:
-        return section
-    seed = {"seed": arguments.fraction_seed}
-    parts = [
-        {**seed, **source, "fraction": float(source.get("fraction", 1.0)) * arguments.fraction}
-        for source in section["sources"]
-    ]
-    return {**section, "sources": parts}
+    return recipe_section({**section, "fraction": arguments.fraction, "fraction_seed": arguments.fraction_seed})
 
 
 def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:

@@ -30,12 +30,3 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     parts = [part[: int(count)] for part, count in zip(gathered, counts, strict=True)]
     parts[rank] = rows + (ranks - 1) * (rows - rows.detach())
     return torch.cat(parts)
-
-
-def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    """Mean of a scalar over ranks, the same everywhere; the argument itself on one process."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return value
-    value = value.detach().clone()
-    distributed.all_reduce(value)
-    return value / distributed.get_world_size()

@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import write_atomically
+from fusedvlm.files import write_atomically
+
 from .recipes import Recipe
 
 FORMAT = 1

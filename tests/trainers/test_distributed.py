@@ -1,7 +1,6 @@
 """Two processes (gloo) see the contrastive loss of the whole batch."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -35,14 +34,7 @@ if trainer.args.process_index == 0:
 
 
 def launch(processes: int, *arguments) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = (
-        ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-        if processes > 1
-        else []
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -50,7 +42,7 @@ def launch(processes: int, *arguments) -> None:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     result = subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)],
+        [sys.executable, *(launcher if processes > 1 else []), *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,12 +1,11 @@
 """Stage 1 over two uneven processes (gloo) is stage 1 over one: pairs and query states of the global batch."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from fusedvlm.tests.trainers.test_distributed import launch
 
 SCRIPT = """
 import json, sys, torch
@@ -36,24 +35,6 @@ if trainer.args.process_index == 0:
     rows = [{n: row[n] for n in names if n in row} for row in trainer.state.log_history if "loss" in row]
     out.with_suffix(".json").write_text(json.dumps(rows))
 """
-
-
-def launch(processes: int, *arguments) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    result = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "TRANSFORMERS_VERBOSITY": "error",
-        },
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_two_uneven_processes_equal_one(backbones, tmp_path):
