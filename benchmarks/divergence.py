@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusedvlm.scaling.divergence import CURVES, pair_curves
+from fusedvlm.scaling.divergence.estimators import CURVES, pair_curves
 
 
 def direct(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

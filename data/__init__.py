@@ -4,14 +4,13 @@ from fusedvlm.lazy import lazy_names
 
 # Public name -> module that defines it. Loaded on first use: the collators need the records only.
 _PUBLIC = {
-    "Mixture": ".mixture",
-    "MixtureEpochs": ".epochs",
-    "SourceSpec": ".sources",
-    "StreamingMixture": ".streaming",
+    "Mixture": ".mixing.mixture",
+    "SourceSpec": ".sources.source_spec",
+    "StreamingMixture": ".mixing.streaming",
     "answers_per_segment": ".records",
-    "build_dataset": ".build",
-    "load_source": ".sources",
-    "read_spec": ".build",
+    "build_dataset": ".sources.build_dataset",
+    "load_source": ".sources.source_spec",
+    "read_spec": ".sources.build_dataset",
     "normalise_sample": ".records",
     "text_of": ".records",
 }

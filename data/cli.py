@@ -35,7 +35,7 @@ def data_section(spec: str, kind: str | None, images: str | None) -> Any:
     Raises:
         ValueError: when they contradict each other.
     """
-    from fusedvlm.data.build import read_spec
+    from fusedvlm.data.sources.build_dataset import read_spec
 
     if spec.endswith((".yaml", ".yml")):
         if kind or images:
@@ -65,9 +65,9 @@ def check(
     Example: fusedvlm data check llava_v1_5_mix665k.json --type llava --images data/ --drop checked.jsonl
     """
     from fusedvlm.console import emit_json, say, show
-    from fusedvlm.data.build import parse_data_spec
-    from fusedvlm.data.images import check_images
-    from fusedvlm.data.sources import load_source
+    from fusedvlm.data.prepare.image_check import check_images
+    from fusedvlm.data.sources.build_dataset import parse_data_spec
+    from fusedvlm.data.sources.source_spec import load_source
 
     if drop is not None and drop.suffix != ".jsonl":
         raise ValueError(f"--drop {drop}: the list is JSON Lines, so end its name in .jsonl.")
@@ -105,8 +105,8 @@ def show_samples(
     from itertools import islice
 
     from fusedvlm.console import emit_json, show
-    from fusedvlm.data.export import one_epoch
-    from fusedvlm.data.files import as_json
+    from fusedvlm.data.prepare.export import one_epoch
+    from fusedvlm.data.sample_files import as_json
 
     samples, total = one_epoch(data_section(spec, kind, images))
     chosen = [as_json(sample) for sample in islice(samples, count)]
@@ -139,7 +139,7 @@ def convert(
     Example: fusedvlm data convert data.yaml --output shards/
     """
     from fusedvlm.console import emit_json, show
-    from fusedvlm.data.export import write_shards
+    from fusedvlm.data.prepare.export import write_shards
 
     section = data_section(spec, kind, images)
     written = write_shards(section, output, file_format, rows_per_shard, embed_images=not keep_paths)
@@ -167,8 +167,8 @@ def manifest(
     import json
 
     from fusedvlm.console import emit_json, say
-    from fusedvlm.data.export import make_manifest
-    from fusedvlm.data.files import write_whole
+    from fusedvlm.data.prepare.export import make_manifest
+    from fusedvlm.data.sample_files import write_whole
 
     pairs = [entry.partition("=") for entry in licence or []]
     if wrong := [name for name, equals, text in pairs if not (name and equals and text)]:
@@ -243,10 +243,10 @@ def questions(
     --model my-llm -o questions.jsonl
     """
     from fusedvlm.console import emit_json, show
-    from fusedvlm.data.export import every_sample
-    from fusedvlm.data.filters import KINDS
-    from fusedvlm.data.llm import Endpoint, LocalModel
-    from fusedvlm.data.questions import QuestionOptions, write_questions
+    from fusedvlm.data.generate.answer_filters import KINDS
+    from fusedvlm.data.generate.llm_client import Endpoint, LocalModel
+    from fusedvlm.data.generate.questions import QuestionOptions, write_questions
+    from fusedvlm.data.prepare.export import every_sample
 
     endpoint_or_local(base_url, model, local)
     samples = every_sample(data_section(spec, kind, images))
@@ -301,10 +301,10 @@ def documents(
     Example: fusedvlm data documents ccpdf.jsonl --type docdownstream --local facebook/nougat-base -o pages.jsonl
     """
     from fusedvlm.console import emit_json, show
-    from fusedvlm.data.documents import EndpointReader, NougatReader, SentenceEmbedder, read_documents
-    from fusedvlm.data.export import every_sample
-    from fusedvlm.data.filters import PageLimits
-    from fusedvlm.data.llm import Endpoint
+    from fusedvlm.data.generate.answer_filters import PageLimits
+    from fusedvlm.data.generate.documents import EndpointReader, NougatReader, SentenceEmbedder, read_documents
+    from fusedvlm.data.generate.llm_client import Endpoint
+    from fusedvlm.data.prepare.export import every_sample
 
     endpoint_or_local(base_url, model, local)
     limits = PageLimits(min_words, min_ratio, max_ratio, max_repetition, min_similarity=min_similarity)

@@ -1,6 +1,8 @@
 """Asking questions, scoring answers, and typed records of what was measured."""
 
-from .results import Environment, EvaluationResults, Latency, TaskScore, describe_environment
+from fusedvlm.costs.environment import Environment, describe_environment
+
+from .results import EvaluationResults, Latency, TaskScore
 from .runner import answer_questions, measure_latencies, summarise
 
 __all__ = [

@@ -1,12 +1,10 @@
 """Typed records of what was measured, and where; the only source of numbers for reports and cards."""
 
-import datetime
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fusedvlm.costs.environment import Environment
 from fusedvlm.files import write_atomically
 
 
@@ -29,16 +27,6 @@ class Latency:
     time_to_first_token: float
     seconds_per_answer: float
     count: int
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Where and how something was measured."""
-
-    command: str
-    date: str
-    hardware: str
-    versions: dict[str, str]
 
 
 @dataclass
@@ -65,20 +53,3 @@ class EvaluationResults:
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: not a results file ({error}).") from error
-
-
-def describe_environment(command: str) -> Environment:
-    """The machine and library versions, without names of hosts, users or folders."""
-    import torch
-    import transformers
-
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name(0)
-    else:
-        hardware = f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    return Environment(command, datetime.date.today().isoformat(), hardware, versions)

@@ -7,14 +7,14 @@ import typer
 
 from fusedvlm.console import say
 from fusedvlm.conversion.cli import convert
+from fusedvlm.costs.cli import info, profile
 from fusedvlm.data.cli import app as data
 from fusedvlm.hub_cards.cli import card, check, space
-from fusedvlm.hub_cards.push_cli import push
+from fusedvlm.hub_cards.push.push_options import push
 from fusedvlm.quickstart.cli import quickstart
 from fusedvlm.scaling.cli import app as scaling
 from fusedvlm.scaling.cli import plan
-from fusedvlm.scaling.profile_cli import profile
-from fusedvlm.serving.cli import describe, info
+from fusedvlm.serving.cli import describe
 from fusedvlm.trainers.cli import train
 
 app = typer.Typer(

@@ -23,3 +23,13 @@ def lazy_names(
         raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {', '.join(names)}")
 
     return get, lambda: [*also, *names]
+
+
+def late_function(module: str, name: str) -> Callable[..., Any]:
+    """A function that is imported when it is called: how a class of a lower layer gets a method from a higher one."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    return call

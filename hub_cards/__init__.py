@@ -5,19 +5,19 @@ from fusedvlm.lazy import lazy_names
 # Public name -> module that defines it. Loaded on first use.
 _PUBLIC = {
     "CardFacts": ".facts",
-    "Hub": ".hub",
-    "Patience": ".hub",
-    "Problem": ".check",
-    "PushError": ".errors",
-    "Release": ".release",
+    "Hub": ".hub_client",
+    "Patience": ".hub_client",
+    "Problem": ".check.repository_check",
+    "PushError": ".hub_errors",
+    "Release": ".release.variant_release",
     "StatedFacts": ".facts",
-    "build_family": ".release",
-    "build_release": ".release",
-    "check_files": ".check",
-    "check_folder": ".check",
-    "find_variants": ".release",
-    "render_card": ".render",
-    "space_files": ".space",
+    "build_family": ".release.variant_release",
+    "build_release": ".release.variant_release",
+    "check_files": ".check.repository_check",
+    "check_folder": ".check.repository_check",
+    "find_variants": ".release.variant_release",
+    "render_card": ".card.render_card",
+    "space_files": ".release.space",
 }
 
 __all__ = sorted(_PUBLIC)

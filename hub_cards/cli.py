@@ -40,8 +40,7 @@ def check(
     Example: fusedvlm check runs/published/fusedvlm-m8
     """
     from fusedvlm.console import emit_json, show
-
-    from .verify import verify
+    from fusedvlm.hub_cards.check.check_all import verify
 
     reports = verify(target, revision, load)
     if json_output:
@@ -75,9 +74,9 @@ def card(
     Example: fusedvlm card runs/quickstart --license apache-2.0 --output runs/published
     """
     from fusedvlm.console import say
+    from fusedvlm.hub_cards.release.variant_release import build_release, check_target, draft, name_family, write_file
 
     from .facts import find_stated
-    from .release import build_release, check_target, draft, name_family, write_file
 
     given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
     members = name_family(folder, namespace, name)
@@ -114,9 +113,8 @@ def space(
     Example: fusedvlm space runs/quickstart/fusedvlm-m32 --output runs/space
     """
     from fusedvlm.console import say
-
-    from .release import check_target, write_file
-    from .space import space_files
+    from fusedvlm.hub_cards.release.space import space_files
+    from fusedvlm.hub_cards.release.variant_release import check_target, write_file
 
     files = space_files(source, revision, repo_id)
     check_target(output, "space.json")

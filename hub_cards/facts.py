@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from fusedvlm.evaluation.results import EvaluationResults
-
-from .typed import build
+from fusedvlm.plain_data import build
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")

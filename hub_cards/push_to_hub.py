@@ -27,7 +27,7 @@ def push_model_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any):
     Raises:
         ValueError: when the model refers to a language model that only this machine has; nothing is created then.
     """
-    from .bundle import pin_backbones
+    from fusedvlm.hub_cards.release.bundle import pin_backbones
 
     pin_backbones(self.config.to_dict(), self.config.text_model_name_or_path is None, [])
     return PreTrainedModel.push_to_hub(self, *args, **kwargs)
@@ -73,7 +73,7 @@ def write_card(
     Raises:
         ValueError: when the model refers to a language model that only this machine has.
     """
-    from .contents import card_files
+    from fusedvlm.hub_cards.release.release_files import card_files
 
     published = {name: fetch(repo_id, name, token, revision) for name in (CARD, FACTS)} if online else {}
     known = facts_of(published.get(FACTS))
@@ -119,7 +119,7 @@ def facts_of(text: str | None) -> "CardFacts | None":
 
 def is_ours(card: str, facts: "CardFacts | None") -> bool:
     """Whether a card is what this package makes of the facts beside it, so that nobody's words are lost with it."""
-    from .render import render_card
+    from fusedvlm.hub_cards.card.render_card import render_card
 
     return facts is not None and render_card(facts) == card
 
@@ -132,7 +132,7 @@ def holds_answers(folder: Path) -> bool:
 
 def clean_config(folder: Path) -> None:
     """Take folders of this machine out of config.json; a language model that only this machine has is refused."""
-    from .bundle import pin_backbones, self_contained
+    from fusedvlm.hub_cards.release.bundle import pin_backbones, self_contained
 
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -149,8 +149,9 @@ def gather(
     stated: dict[str, Any],
 ) -> "CardFacts":
     """Facts of what is about to be uploaded. What was stated on the Hub stays stated; measured is what lies here."""
+    from fusedvlm.hub_cards.release.variant_release import gather_facts
+
     from .facts import find_stated
-    from .release import gather_facts
 
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     said = known.stated if known is not None else find_stated(stated_beside or folder)
@@ -217,9 +218,8 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
     from huggingface_hub import ModelCardData
 
     import fusedvlm
-
-    from .bundle import weight_headers
-    from .render import load_template
+    from fusedvlm.hub_cards.card.render_card import load_template
+    from fusedvlm.hub_cards.release.bundle import weight_headers
 
     base, what, snippet = describe_checkpoint(folder, repo_id)
     shapes = [shape for tensors in weight_headers(folder).values() for shape in tensors.values()]
@@ -249,7 +249,7 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
 
 def describe_checkpoint(folder: Path, repo_id: str) -> tuple[str | None, str, str]:
     """(base on the Hub, what the weights are, how to use them)."""
-    from .bundle import is_local
+    from fusedvlm.hub_cards.release.bundle import is_local
 
     adapter = folder / "adapter_config.json"
     if not adapter.is_file():

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
-from fusedvlm.hub_cards.push_to_hub import push_model_to_hub, upload_with_card
+from fusedvlm.lazy import late_function
 
 from .configuration_fusedvlm import FusedVLMConfig, FusedVLMFuserConfig
 from .modeling_fusedvlm import (
@@ -16,9 +16,9 @@ from .modeling_fusedvlm_loading import TOWER_LOADERS
 from .open_clip_towers import load_open_clip_tower
 
 TOWER_LOADERS["open_clip"] = load_open_clip_tower
-# push_to_hub writes the package's card; code that travels to the Hub must not know of it.
-FusedVLMPreTrainedModel.push_to_hub = push_model_to_hub
-FusedVLMPreTrainedModel._upload_modified_files = upload_with_card
+# push_to_hub writes the package's card. A layer above plugs in here; code that travels to the Hub knows nothing of it.
+FusedVLMPreTrainedModel.push_to_hub = late_function("fusedvlm.hub_cards.push_to_hub", "push_model_to_hub")
+FusedVLMPreTrainedModel._upload_modified_files = late_function("fusedvlm.hub_cards.push_to_hub", "upload_with_card")
 
 AutoConfig.register(FusedVLMConfig.model_type, FusedVLMConfig, exist_ok=True)
 AutoModel.register(FusedVLMConfig, FusedVLMModel, exist_ok=True)

@@ -20,10 +20,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .configuration_fusedvlm import FusedVLMConfig
-from .modeling_fusedvlm_base import FusedVLMFusionModel, FusedVLMPreTrainedModel, FusedVLMProjector
+from .modeling_fusedvlm_base import FusedVLMPreTrainedModel, FusedVLMProjector
 from .modeling_fusedvlm_contrastive import FusedVLMForContrastiveLearning
+from .modeling_fusedvlm_fusion import FusedVLMFusionModel
 from .modeling_fusedvlm_loading import is_language_key
-from .modeling_fusedvlm_merge import placeholder_mask, scatter_visual_tokens
+from .modeling_fusedvlm_placeholders import placeholder_mask, scatter_visual_tokens
 
 # Everything about images in a batch; see `FusedVLMFusionModel.fuse`.
 IMAGE_INPUTS = (

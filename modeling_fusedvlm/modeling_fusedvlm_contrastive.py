@@ -18,7 +18,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusedvlm import FusedVLMConfig
-from .modeling_fusedvlm_base import FusedVLMFusionModel, FusedVLMPreTrainedModel
+from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
+from .modeling_fusedvlm_fusion import FusedVLMFusionModel
 from .modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
 
 

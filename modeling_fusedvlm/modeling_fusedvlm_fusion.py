@@ -1,218 +1,191 @@
-"""From views to fused states: merge the patch grid, lay out fusion rows, read the states at the queries.
+"""The fusion model, which both training stages share: vision tower, merge of the patch grid, fusion decoder.
 
 Shape legend
-    V   views of all images of the batch          P   patch tokens of one view (grid x grid)
-    T   tokens of one view after merge + newline  C   width of vision tower and fusion decoder
-    I   images                                    G   segments: one question asked about one image
-    m_g visual tokens of segment g
-
-One fusion row per image (reference section 3):
-
-    [view 1 .. view n][question 1][query 1 .. query m-1][eos][question 2][query 1 .. query m'-1][eos] ...
-
-The decoder is causal, so a query never sees what comes after it: the states of segment 1 do not depend on how many
-questions follow, and query i does not depend on how many queries follow it.
+    B   conversations      L   prompt length        H   LLM width
+    V   views              T   tokens per view      C   width of vision tower and fusion decoder
+    I   images             G   segments: one question asked about one image
+    m_g visual tokens of segment g (m for an image's first question, m' for later ones)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import initialization as init
+from transformers import AutoModel, LlamaModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import ModelOutput
 
+from .configuration_fusedvlm import FusedVLMConfig
+from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
+from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
+from .modeling_fusedvlm_views import FusedVLMViewMerger
 
-class FusedVLMViewMerger(nn.Module):
-    """Merge 2x2 neighbourhoods of the patch grid and end each view with a learned newline vector.
-
-    merged = conv3x3, stride 2, padding 1, no bias (grid) + nearest-neighbour half-size grid (reference section 2). On
-    an odd grid the residual takes the even rows and columns, which are the centres of the convolution windows.
-    """
-
-    def __init__(self, hidden_size: int, merge_views: bool, newline_token: bool, initializer_range: float):
-        super().__init__()
-        self.initializer_range = initializer_range
-        self.conv = (
-            nn.Conv2d(hidden_size, hidden_size, kernel_size=3, stride=2, padding=1, bias=False) if merge_views else None
-        )
-        self.newline = nn.Parameter(torch.zeros(1, 1, hidden_size)) if newline_token else None
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Published initialisation, N(0, 0.02^2) for both (reference section 6)."""
-        for parameter in self.parameters():
-            init.normal_(parameter, std=self.initializer_range)
-
-    def forward(self, patch_tokens: torch.Tensor) -> torch.Tensor:
-        """(V, P, C) patch tokens -> (V, T, C) view tokens. Raises `ValueError` when P is not a square number."""
-        num_views, num_patches, hidden_size = patch_tokens.shape
-        tokens = patch_tokens
-        if self.conv is not None:
-            side = round(num_patches**0.5)
-            if side * side != num_patches:
-                raise ValueError(f"The vision tower returned {num_patches} patch tokens, which is not a square grid.")
-            grid = patch_tokens.transpose(1, 2).reshape(num_views, hidden_size, side, side)
-            merged = self.conv(grid) + grid[:, :, ::2, ::2]
-            tokens = merged.flatten(2).transpose(1, 2)
-        if self.newline is not None:
-            tokens = torch.cat([tokens, self.newline.to(tokens.dtype).expand(num_views, -1, -1)], dim=1)
-        return tokens
+# CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (reference
+# section 2). Towers of other families return normalised tokens.
+TOWERS_TO_NORMALISE = ("clip_vision_model",)
 
 
 @dataclass
-class FusionSegment:
-    """One question asked about one image, as plain numbers.
-
-    `turn` is the user turn inside the conversation, `sample` the conversation inside the batch.
-    """
-
-    image: int
-    turn: int
-    sample: int
-    num_question_tokens: int
-    num_visual_tokens: int
-
-
-@dataclass
-class FusionPlan:
-    """Everything about a batch of fusion rows that is not a tensor on the device."""
-
-    views_per_image: list[int]
-    segments: list[FusionSegment]  # image-major, then by turn
-    num_samples: int
-
-    def language_order(self) -> list[int]:
-        """Order in which the segments stand in the LLM's prompts: by sample, turn, image."""
-        return sorted(
-            range(len(self.segments)),
-            key=lambda g: (self.segments[g].sample, self.segments[g].turn, self.segments[g].image),
-        )
-
-    def segments_per_sample(self) -> list[list[int]]:
-        """Segments of each conversation that has images, in prompt order."""
-        groups: dict[int, list[int]] = {}
-        for g in self.language_order():
-            groups.setdefault(self.segments[g].sample, []).append(g)
-        return list(groups.values())
-
-    def visual_tokens_per_sample(self) -> list[int]:
-        """Visual tokens each conversation of the batch must have placeholders for."""
-        counts = [0] * self.num_samples
-        for segment in self.segments:
-            counts[segment.sample] += segment.num_visual_tokens
-        return counts
-
-
-def to_list(values: torch.Tensor | Sequence[int] | None) -> list[int] | None:
-    """Host copy of a 1-D integer tensor or sequence; None stays None."""
-    if values is None:
-        return None
-    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
-
-
-def check_total(name: str, values: list[int], expected: int, what: str) -> None:
-    """Raise `ValueError` when the packed counts `values` do not add up to `expected` things."""
-    if sum(values) != expected:
-        raise ValueError(f"{name}={values} adds up to {sum(values)}, but the batch has {expected} {what}.")
-
-
-def build_fusion_plan(
-    num_views: int,
-    default_num_visual_tokens: int,
-    image_num_views: torch.Tensor | Sequence[int] | None = None,
-    question_lengths: torch.Tensor | Sequence[int] | None = None,
-    question_turns: torch.Tensor | Sequence[int] | None = None,
-    num_visual_tokens: torch.Tensor | Sequence[int] | int | None = None,
-    image_num_questions: torch.Tensor | Sequence[int] | None = None,
-    sample_num_images: torch.Tensor | Sequence[int] | None = None,
-) -> FusionPlan:
-    """Read the packed layout and check that its counts agree.
-
-    Missing counts mean the plainest case: every view is an image of its own, every image belongs to a sample of its
-    own and is asked one question (of length zero when `question_lengths` is missing too).
-
-    Raises:
-        ValueError: naming the two counts that disagree.
-    """
-    views_per_image = to_list(image_num_views) or [1] * num_views
-    check_total("image_num_views", views_per_image, num_views, "views")
-    num_images = len(views_per_image)
-
-    questions_per_image = to_list(image_num_questions) or [1] * num_images
-    if len(questions_per_image) != num_images:
-        raise ValueError(f"image_num_questions has {len(questions_per_image)} entries for {num_images} images.")
-    num_segments = sum(questions_per_image)
-
-    images_per_sample = to_list(sample_num_images)
-    if images_per_sample is None:
-        images_per_sample = [1] * num_images
-    check_total("sample_num_images", images_per_sample, num_images, "images")
-
-    lengths = to_list(question_lengths) or [0] * num_segments
-    turns = to_list(question_turns) or [turn for count in questions_per_image for turn in range(count)]
-    if num_visual_tokens is None or isinstance(num_visual_tokens, int):
-        counts = [num_visual_tokens or default_num_visual_tokens] * num_segments
-    else:
-        counts = to_list(num_visual_tokens)
-    for name, values in (("question_lengths", lengths), ("question_turns", turns), ("num_visual_tokens", counts)):
-        if len(values) != num_segments:
-            raise ValueError(f"{name} has {len(values)} entries for {num_segments} questions.")
-
-    image_of = [image for image, count in enumerate(questions_per_image) for _ in range(count)]
-    sample_of = [sample for sample, count in enumerate(images_per_sample) for _ in range(count)]
-    segments = [
-        FusionSegment(image, turn, sample_of[image], length, count)
-        for image, turn, length, count in zip(image_of, turns, lengths, counts, strict=True)
-    ]
-    return FusionPlan(views_per_image, segments, len(images_per_sample))
-
-
-def query_token_ids(num_visual_tokens: int, first_query_token_id: int, eos_token_id: int, distinct: bool) -> list[int]:
-    """Rows of the fusion embedding table for one group of queries: m - 1 queries, then the eos (reference section 3).
-
-    >>> query_token_ids(4, 320, 319, distinct=True)
-    [320, 321, 322, 319]
-    """
-    queries = num_visual_tokens - 1
-    rows = range(first_query_token_id, first_query_token_id + queries) if distinct else [eos_token_id] * queries
-    return [*rows, eos_token_id]
-
-
-@dataclass
-class FusionRows:
-    """Padded input of the fusion decoder and where to read its output.
-
-    `embeds` (I, L, C) zero-padded on the right; `attention_mask` (I, L); `spans[g]` = (row, start, stop) of segment g.
-    """
-
-    embeds: torch.Tensor
-    attention_mask: torch.Tensor
-    spans: list[tuple[int, int, int]]
-
-
-def build_fusion_rows(
-    view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan, keep_questions: bool
-) -> FusionRows:
-    """Join views and text of each image and pad on the right (reference section 3).
+class FusedVLMFusionOutput(ModelOutput):
+    """States of the fusion decoder.
 
     Args:
-        view_tokens: (V, T, C).
-        text_tokens: per segment, (question tokens + m_g, C) embedded question and queries.
-        plan: the batch.
-        keep_questions: whether `text_tokens` hold the question in front of the queries.
+        segment_states (`list[torch.Tensor]`): per segment, image-major: (m_g, C) states at its queries and eos.
+        vision_outputs (`BaseModelOutputWithPooling`, *optional*): what the vision tower returned.
     """
-    rows = [views.flatten(0, 1) for views in view_tokens.split(plan.views_per_image)]
-    parts: list[list[torch.Tensor]] = [[row] for row in rows]
-    ends = [row.shape[0] for row in rows]
-    spans = []
-    for segment, tokens in zip(plan.segments, text_tokens, strict=True):
-        start = ends[segment.image] + (segment.num_question_tokens if keep_questions else 0)
-        ends[segment.image] += tokens.shape[0]
-        spans.append((segment.image, start, ends[segment.image]))
-        parts[segment.image].append(tokens)
 
-    embeds = pad_sequence([torch.cat(row) for row in parts], batch_first=True)
-    lengths = torch.tensor(ends, device=embeds.device)
-    positions = torch.arange(embeds.shape[1], device=embeds.device)
-    return FusionRows(embeds, (positions[None] < lengths[:, None]).long(), spans)
+    segment_states: list | None = None
+    vision_outputs: ModelOutput | None = None
+
+
+class FusedVLMFusionModel(FusedVLMPreTrainedModel):
+    """Vision tower, merge and fusion decoder: what both training stages share, under the same parameter names."""
+
+    def __init__(self, config: FusedVLMConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.merger = FusedVLMViewMerger(
+            config.vision_config.hidden_size, config.merge_views, config.newline_token, config.initializer_range
+        )
+        self.fuser = LlamaModel._from_config(config.fuser_config)
+        self._init_parts(config)
+        self.post_init()
+
+    def _init_parts(self, config: FusedVLMConfig) -> None:
+        """Modules a subclass adds before `post_init`."""
+
+    def get_view_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+        """Encode views (reference section 2).
+
+        Args:
+            pixel_values: (V, 3, S, S), normalised.
+
+        Returns:
+            (V, T, C) view tokens, and what the vision tower returned.
+        """
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True, **kwargs)
+        tokens = outputs.last_hidden_state
+        # CODEPATH: CLIP towers return tokens before their final LayerNorm; SigLIP towers after it.
+        if self.config.vision_config.model_type in TOWERS_TO_NORMALISE:
+            tokens = self.vision_tower.post_layernorm(tokens)
+        grid = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        return self.merger(tokens[:, -grid * grid :]), outputs
+
+    def embed_segments(self, plan, question_input_ids: torch.Tensor | None, device) -> list[torch.Tensor]:
+        """Embedded [question; queries; eos] of each segment, list of (question tokens + m_g, C)."""
+        config = self.config
+        questions = [None] * len(plan.segments)
+        # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
+        if config.fuse_question and question_input_ids is not None:
+            lengths = [segment.num_question_tokens for segment in plan.segments]
+            if sum(lengths) != len(question_input_ids):
+                raise ValueError(
+                    f"question_lengths={lengths} adds up to {sum(lengths)}, but question_input_ids has "
+                    f"{len(question_input_ids)} tokens."
+                )
+            questions = question_input_ids.to(device, torch.long).split(lengths)
+        ids = []
+        for segment, question in zip(plan.segments, questions, strict=True):
+            config.check_num_visual_tokens(segment.num_visual_tokens)
+            queries = query_token_ids(
+                segment.num_visual_tokens,
+                config.first_query_token_id,
+                config.fuser_config.eos_token_id,
+                config.distinct_queries,
+            )
+            queries = torch.tensor(queries, device=device)
+            ids.append(queries if question is None else torch.cat([question, queries]))
+        lengths = [len(segment_ids) for segment_ids in ids]
+        return list(self.fuser.embed_tokens(torch.cat(ids)).split(lengths))
+
+    def fuse(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_num_views: torch.Tensor | None = None,
+        question_input_ids: torch.Tensor | None = None,
+        question_lengths: torch.Tensor | None = None,
+        question_turns: torch.Tensor | None = None,
+        num_visual_tokens: torch.Tensor | int | None = None,
+        image_num_questions: torch.Tensor | None = None,
+        sample_num_images: torch.Tensor | None = None,
+        view_features: torch.Tensor | None = None,
+        **kwargs,
+    ):
+        """Run vision tower and fusion decoder (reference sections 2 and 3).
+
+        Args:
+            pixel_values: (V, 3, S, S) all views of the batch, image after image.
+            image_num_views: (I,) views of each image; one each when not given.
+            question_input_ids: (sum of lengths,) question tokens of the query tokenizer, segment after segment.
+            question_lengths: (G,) tokens of each question.
+            question_turns: (G,) user turn of each question inside its conversation.
+            num_visual_tokens: (G,) m or m' of each segment, or one number for all.
+            image_num_questions: (I,) questions asked about each image.
+            sample_num_images: (B,) images of each conversation, 0 for text only.
+            view_features: (V, T, C) from `get_view_features`, instead of `pixel_values`.
+
+        Returns:
+            `(FusedVLMFusionOutput, FusionPlan)`.
+
+        Raises:
+            ValueError: when counts disagree or a token count is out of range; the message has the numbers.
+        """
+        if (pixel_values is None) == (view_features is None):
+            raise ValueError("Give exactly one of pixel_values and view_features.")
+        vision_outputs = None
+        if view_features is None:
+            view_features, vision_outputs = self.get_view_features(pixel_values, **kwargs)
+        keep_questions = self.config.fuse_question and question_input_ids is not None
+        plan = build_fusion_plan(
+            len(view_features),
+            self.config.num_visual_tokens,
+            image_num_views,
+            question_lengths,
+            question_turns,
+            num_visual_tokens,
+            image_num_questions,
+            sample_num_images,
+        )
+        if not plan.segments:
+            return FusedVLMFusionOutput(segment_states=[], vision_outputs=vision_outputs), plan
+        # Not the embedding's device: its weight may be offloaded.
+        text_tokens = self.embed_segments(plan, question_input_ids, view_features.device)
+        rows = build_fusion_rows(view_features.to(text_tokens[0]), text_tokens, plan, keep_questions)
+        states = self.fuser(
+            inputs_embeds=rows.embeds, attention_mask=rows.attention_mask, use_cache=False
+        ).last_hidden_state
+        segment_states = [states[row, start:stop] for row, start, stop in rows.spans]
+        return FusedVLMFusionOutput(segment_states=segment_states, vision_outputs=vision_outputs), plan
+
+    @torch.no_grad()
+    def start_fusion(self, view_features: torch.Tensor) -> Cache:
+        """Read one image's views into a key-value cache that any number of questions can continue.
+
+        Args:
+            view_features: (V, T, C) of one image.
+
+        Returns:
+            Cache of V x T positions. `copy.deepcopy` it to ask several first questions about the same image.
+        """
+        cache = DynamicCache(config=self.config.fuser_config)
+        self.fuser(inputs_embeds=view_features.flatten(0, 1)[None], past_key_values=cache, use_cache=True)
+        return cache
+
+    @torch.no_grad()
+    def continue_fusion(
+        self, cache: Cache, question_input_ids: torch.Tensor | None, num_visual_tokens: int
+    ) -> torch.Tensor:
+        """Ask one more question about a cached image; costs only the question's tokens and the queries.
+
+        Args:
+            cache: from `start_fusion`, extended in place.
+            question_input_ids: (length,) or None.
+            num_visual_tokens: m or m'.
+
+        Returns:
+            (m, C) fusion states, equal to those of one pass over all questions (the decoder is causal).
+        """
+        length = 0 if question_input_ids is None else len(question_input_ids)
+        plan = build_fusion_plan(1, num_visual_tokens, question_lengths=[length])
+        embeds = self.embed_segments(plan, question_input_ids, cache.layers[0].keys.device)[0]
+        states = self.fuser(inputs_embeds=embeds[None], past_key_values=cache, use_cache=True).last_hidden_state
+        return states[0, -num_visual_tokens:]

@@ -2,15 +2,16 @@
 
 from transformers import AutoImageProcessor, AutoProcessor
 
-from fusedvlm.hub_cards.push_to_hub import upload_with_card
+from fusedvlm.lazy import late_function
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 
-from .assemble import build_processor, clip_query_tokenizer, default_chat_template
+from .build_processor import build_processor, clip_query_tokenizer, default_chat_template
 from .image_processing_fusedvlm import FusedVLMImageProcessor
 from .image_processing_pil_fusedvlm import FusedVLMImageProcessorPil
 from .processing_fusedvlm import FusedVLMProcessor
 
-FusedVLMProcessor._upload_modified_files = upload_with_card  # push_to_hub keeps the model's card
+# push_to_hub keeps the model's card: a layer above plugs in here.
+FusedVLMProcessor._upload_modified_files = late_function("fusedvlm.hub_cards.push_to_hub", "upload_with_card")
 
 AutoImageProcessor.register(
     FusedVLMConfig,

@@ -1,1 +1,1 @@
-
+"""A family of variants from scratch in minutes, on one machine and from rendered images."""

@@ -33,7 +33,7 @@ def quickstart(
 
     from fusedvlm.console import emit_json, say, show
 
-    from .report import summary, write_report, write_scaling_pages
+    from .family_report import summary, write_report, write_scaling_pages
     from .settings import PRESETS
 
     if preset not in PRESETS:

@@ -44,15 +44,15 @@ def fit(
       fusedvlm scaling fit paper --exclude "benchmark=RealWorldQA,m=384|512" --json
     """
     from fusedvlm.console import emit_json, progress, say, show
+    from fusedvlm.scaling.laws.fit import fit_curve
+    from fusedvlm.scaling.report.text_tables import fit_document, fit_table
 
-    from .fit import fit_curve
-    from .runs import group_curves, read_scores
-    from .tables import fit_document, fit_table
+    from .score_records import group_curves, read_scores
 
     curves = group_curves(read_scores(results, ignore or ()), exclude or ())
     fits = [fit_curve(curve, confidence, resamples, seed) for curve in progress(curves, "fitting", leave=False)]
     if plot is not None:
-        from .figures import fitted_curves, save_figure
+        from fusedvlm.scaling.report.figures import fitted_curves, save_figure
 
         save_figure(fitted_curves(fits), plot)
         say(f"Figure: {plot}")
@@ -95,9 +95,10 @@ def divergence(
       fusedvlm scaling divergence --model Qwen/Qwen2-0.5B-Instruct --dataset Intel/orca_dpo_pairs --limit 500
       fusedvlm scaling divergence --model DIR --dataset pairs.jsonl --state run.npz --output divergence.json
     """
-    from .divergence_cli import Request, run_divergence
+    from fusedvlm.scaling.divergence.measurement import Request, measure_divergence
+    from fusedvlm.scaling.report.divergence_output import write_divergence
 
-    run_divergence(
+    measured = measure_divergence(
         Request(
             model=model,
             dataset=dataset,
@@ -111,13 +112,12 @@ def divergence(
             reading=reading,
             min_pairs=min_pairs,
             state=state,
-            output=output,
-            plot=plot,
             dtype=dtype,
             device=device,
-        ),
-        json_output,
+        )
     )
+    if measured is not None:
+        write_divergence(*measured, output, plot, json_output)
 
 
 @app.command()
@@ -148,10 +148,15 @@ def optimal(
     from dataclasses import asdict
 
     from fusedvlm.console import emit_json, say, show
-
-    from .planner import parse_budget
-    from .tables import tradeoff_text
-    from .tradeoff import PUBLISHED_GRID, choices_for_budget, fit_tradeoff, optimal_visual_tokens, read_grid
+    from fusedvlm.scaling.report.text_tables import tradeoff_text
+    from fusedvlm.scaling.tradeoff.fit_tradeoff import (
+        PUBLISHED_GRID,
+        choices_for_budget,
+        fit_tradeoff,
+        optimal_visual_tokens,
+        read_grid,
+    )
+    from fusedvlm.scaling.tradeoff.planner import parse_budget
 
     cells = read_grid(grid or PUBLISHED_GRID, task)
     fitted = fit_tradeoff(cells, convention, text_tokens, (0.0, d_max))
@@ -166,7 +171,7 @@ def optimal(
     for warning in fitted.warnings:
         say(f"Warning: {warning}")
     if plot is not None:
-        from .figures import save_figure, tradeoff_plot
+        from fusedvlm.scaling.report.figures import save_figure, tradeoff_plot
 
         save_figure(tradeoff_plot(cells, fitted), plot)
         say(f"Figure: {plot}")
@@ -197,8 +202,7 @@ def report(
       fusedvlm scaling report paper --output scaling.html --exclude "benchmark=RealWorldQA,m=384|512"
     """
     from fusedvlm.console import emit_json, say, show
-
-    from .report import collect, write_report
+    from fusedvlm.scaling.report.scaling_report import collect, write_report
 
     material = collect(folder, exclude or ())
     for name, reason in material.left_out.items():
@@ -242,9 +246,8 @@ def plan(
       fusedvlm plan --budget "9 TFLOPs" --scope all --fits fits.json --group "fusion_inputs=vision+queries (ft)"
     """
     from fusedvlm.console import emit_json, show
-
-    from .planner import make_plan, parse_budget, read_costs, read_curves
-    from .tables import counted_costs, plan_document, plan_text
+    from fusedvlm.scaling.report.text_tables import counted_costs, plan_document, plan_text
+    from fusedvlm.scaling.tradeoff.planner import make_plan, parse_budget, read_costs, read_curves
 
     limit = parse_budget(budget)
     groups = group or (["fusion_inputs=vision+question+queries"] if fits == "paper" else [])

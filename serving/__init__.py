@@ -2,7 +2,7 @@
 
 from fusedvlm.lazy import lazy_names
 
-_PUBLIC = {"VisualChat": ".generate", "user_message": ".generate"}
+_PUBLIC = {"VisualChat": ".chat", "user_message": ".chat"}
 
 __all__ = sorted(_PUBLIC)
 __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

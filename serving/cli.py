@@ -1,4 +1,4 @@
-"""`fusedvlm describe` and `fusedvlm info`."""
+"""`fusedvlm describe`."""
 
 import time
 from typing import Annotated
@@ -40,7 +40,7 @@ def describe(
     if empty:
         raise ValueError(f"Question {empty[0]} is empty; ask something about the image.")
     loaded = [load_image(source) for source in images]
-    from .generate import VisualChat
+    from .chat import VisualChat
 
     chat = VisualChat(model, revision=revision, device=device)
     chat.model.config.check_num_visual_tokens(
@@ -61,7 +61,7 @@ def _converse(
     chat, names: list[str], images: list, questions: list[str], m: int | None, max_new_tokens: int
 ) -> list[dict]:
     """Ask all questions in one conversation."""
-    from .generate import user_message
+    from .chat import user_message
 
     conversation, records = [], []
     for number, text in enumerate(questions):
@@ -79,25 +79,3 @@ def _converse(
             }
         )
     return records
-
-
-def info(
-    model: Annotated[str, typer.Argument(help="Variant folder or Hub repository.", metavar="DIR|REPO")],
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Say what a variant is: sizes, number of visual tokens, backbones, parameters by group.
-
-    Reads the configuration only, so it costs no memory even for a large model.
-
-    Example: fusedvlm info runs/quickstart/fusedvlm-m32
-    """
-    from fusedvlm.console import emit_json, show
-
-    from .info import describe_variant, render_info
-
-    facts = describe_variant(model, revision)
-    if json_output:
-        emit_json(facts)
-    else:
-        show(render_info(facts))

@@ -4,9 +4,9 @@ from fusedvlm.lazy import lazy_names
 
 # Public name -> module that defines it. Loaded on first use, so that command-line help stays instant.
 _PUBLIC = {
-    "LORA_PRESETS": ".adapters",
-    "add_lora": ".adapters",
-    "lora_config": ".adapters",
+    "LORA_PRESETS": ".lora",
+    "add_lora": ".lora",
+    "lora_config": ".lora",
     "ContrastiveArguments": ".arguments",
     "FusedVLMArguments": ".arguments",
     "GenerationArguments": ".arguments",
@@ -16,12 +16,13 @@ _PUBLIC = {
     "draw_per_sample": ".elastic",
     "shrink_visual_tokens": ".elastic",
     "GenerationTrainer": ".generation",
+    "MixtureEpochs": ".callbacks.mixture_epochs",
     "STAGES": ".parameter_groups",
     "group_parameters": ".parameter_groups",
     "select_trainable": ".parameter_groups",
-    "Recipe": ".recipes",
-    "load_recipe": ".recipes",
-    "run_recipe": ".train",
+    "Recipe": ".recipes.recipe_files",
+    "load_recipe": ".recipes.recipe_files",
+    "run_recipe": ".runs.train",
     "find_last_checkpoint": ".checkpoints",
 }
 

@@ -10,16 +10,20 @@ from peft import PeftModel
 from transformers import Trainer
 from transformers.utils import logging
 
-from .adapters import add_lora
+from fusedvlm.lazy import late_function
+from fusedvlm.trainers.callbacks.invariants import WeightWatch
+from fusedvlm.trainers.callbacks.throughput import Throughput
+
 from .arguments import FusedVLMArguments
-from .callbacks import WeightWatch
 from .checkpoints import WholeCheckpoints
 from .collators import ConversationCollator, decode_ids
+from .lora import add_lora
 from .parameter_groups import describe_groups, group_parameters, select_trainable
-from .throughput import Throughput
 from .view_cache import cached_views
 
 logger = logging.get_logger(__name__)
+# The card is written by a layer above.
+write_trainer_card = late_function("fusedvlm.hub_cards.push_to_hub", "write_trainer_card")
 
 
 class FusedVLMTrainer(WholeCheckpoints, Trainer):
@@ -74,8 +78,6 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write this package's card where transformers would write its own; arguments as in `transformers.Trainer`."""
-        from fusedvlm.hub_cards.push_to_hub import write_trainer_card
-
         if self.is_world_process_zero():
             write_trainer_card(self, *args, **kwargs)
 

@@ -36,8 +36,7 @@ def variants(context: typer.Context) -> None:
 def recipes() -> None:
     """List the shipped recipes and presets."""
     from fusedvlm.console import show
-
-    from .recipes import shipped_presets, shipped_recipes
+    from fusedvlm.trainers.recipes.recipe_files import shipped_presets, shipped_recipes
 
     for title, files in (("Recipes (--config)", shipped_recipes()), ("Presets (--preset)", shipped_presets())):
         show(title)
@@ -61,19 +60,19 @@ def run_words(words: Sequence[str]) -> None:
     Raises:
         ValueError: for a stage that does not exist, and for mistakes in the words.
     """
-    from .recipes import STAGES, did_you_mean
+    from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean
 
     if not words or words[0] not in STAGES:
         asked = words[0] if words else ""
         raise ValueError(f"Name a stage: {did_you_mean(asked, STAGES)}")
     stage, rest = words[0], list(words[1:])
     if any(word in ("-h", "--help", "--help-all") for word in rest):
-        from .help import stage_help
+        from fusedvlm.trainers.recipes.recipe_help import stage_help
 
         from fusedvlm.console import show  # isort: skip
 
         show(stage_help(stage, everything="--help-all" in rest))
         return
-    from .train import run_stage
+    from fusedvlm.trainers.runs.train import run_stage
 
     run_stage(stage, rest)

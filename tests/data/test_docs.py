@@ -87,7 +87,7 @@ def run_line(line: str, address: str, models: dict[str, str]) -> None:
 
 def test_the_page_runs_from_raw_data_to_shards(raw, nougat, embedder, monkeypatch):  # noqa: F811
     """The nougat of the page reads nonsense here, so no page is kept; nothing later needs one."""
-    from fusedvlm.data import documents
+    from fusedvlm.data.generate import documents
 
     original = documents.SentenceEmbedder
     monkeypatch.setattr(documents, "SentenceEmbedder", lambda model, **kwargs: original(embedder, **kwargs))

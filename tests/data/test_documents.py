@@ -20,8 +20,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from fusedvlm.data.cli import app
-from fusedvlm.data.documents import NougatReader, SentenceEmbedder, read_documents
-from fusedvlm.data.filters import PageLimits, cosine
+from fusedvlm.data.generate.answer_filters import PageLimits, cosine
+from fusedvlm.data.generate.documents import NougatReader, SentenceEmbedder, read_documents
 from fusedvlm.tests import tiny
 from fusedvlm.tests.data.conftest import save_image
 from fusedvlm.tests.data.server import chat_server

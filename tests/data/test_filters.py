@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusedvlm.data.filters import (
+from fusedvlm.data.generate.answer_filters import (
     LETTERS,
     PageLimits,
     Question,

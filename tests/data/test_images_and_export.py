@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from fusedvlm.data import load_source
 from fusedvlm.data.cli import app
-from fusedvlm.data.export import write_shards
-from fusedvlm.data.images import check_images
+from fusedvlm.data.prepare.export import write_shards
+from fusedvlm.data.prepare.image_check import check_images
 from fusedvlm.tests.data.conftest import save_image
 
 run = CliRunner().invoke
@@ -80,7 +80,7 @@ def test_dropping_says_how_many_from_where_and_leaves_a_source(section, llava, d
 
 
 def test_an_image_of_many_samples_is_opened_once(tmp_path, monkeypatch):
-    from fusedvlm.data import images
+    from fusedvlm.data.prepare import image_check as images
 
     save_image(tmp_path / "a.png")
     rows = [{"image": "a.png", "messages": [{"role": r, "content": "x"} for r in ("user", "assistant")]}] * 30

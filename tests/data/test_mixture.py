@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fusedvlm.data.epochs import MixtureEpochs
-from fusedvlm.data.mixture import Mixture, endless_rows, epoch_quotas, normalised_weights
+from fusedvlm.data.mixing.mixture import Mixture, endless_rows, epoch_quotas, normalised_weights
 from fusedvlm.tests import tiny
+from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
 
 
 def rows(name: str, count: int) -> list[str]:
@@ -213,8 +213,8 @@ def test_a_resumed_trainer_sees_what_an_uninterrupted_one_sees(tmp_path, stop_at
 TWO_RANKS = """
 import sys
 import torch.distributed as dist
-from fusedvlm.data.epochs import MixtureEpochs
-from fusedvlm.data.mixture import Mixture
+from fusedvlm.trainers import MixtureEpochs
+from fusedvlm.data.mixing.mixture import Mixture
 from fusedvlm.tests.data.test_mixture import train
 
 def run(**kwargs):

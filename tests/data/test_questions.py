@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from fusedvlm.data import load_source
 from fusedvlm.data.cli import app
-from fusedvlm.data.files import Journal
-from fusedvlm.data.llm import Endpoint, LocalModel, Unanswered
-from fusedvlm.data.questions import QuestionOptions, prompt_for, write_questions
+from fusedvlm.data.generate.llm_client import Endpoint, LocalModel, Unanswered
+from fusedvlm.data.generate.questions import QuestionOptions, prompt_for, write_questions
+from fusedvlm.data.sample_files import Journal
 from fusedvlm.tests import tiny
 from fusedvlm.tests.data.server import chat_server
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from fusedvlm.data import build_dataset, load_source, normalise_sample, read_spec
 from fusedvlm.data.boxes import find_boxes
-from fusedvlm.data.mixture import Mixture
-from fusedvlm.data.streaming import StreamingMixture
+from fusedvlm.data.mixing.mixture import Mixture
+from fusedvlm.data.mixing.streaming import StreamingMixture
 from fusedvlm.tests.data.conftest import llava_row, save_image
 
 
@@ -239,7 +239,7 @@ def test_files_that_are_not_json(tmp_path, content, message):
 
 
 def test_json_is_read_in_pieces_whatever_lies_on_their_edges(tmp_path, monkeypatch):
-    from fusedvlm.data import json_rows
+    from fusedvlm.data.sources import json_rows
 
     rows = [{"text": 'ü"\\n]} ' * number, "number": number, "deep": [{"a": [number]}]} for number in range(12)] + [
         7,
@@ -449,7 +449,7 @@ def test_a_state_is_for_one_iteration(llava):
 
 def test_shards_go_through_the_chat_template_as_datasets_reads_them(processor, llava, tmp_path):
     """In a plain table image parts have an empty text; TRL hands such rows to the processor as they are."""
-    from fusedvlm.data.export import write_shards
+    from fusedvlm.data.prepare.export import write_shards
 
     file, folder = llava
     write_shards({"type": "llava", "path": str(file), "image_folder": str(folder)}, tmp_path / "shards")

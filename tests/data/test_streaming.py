@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fusedvlm.data.streaming import StreamingMixture
+from fusedvlm.data.mixing.streaming import StreamingMixture
 
 SIZES = (23, 7, 12)
 
@@ -194,7 +194,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 import torch.distributed as dist
-from fusedvlm.data.streaming import StreamingMixture
+from fusedvlm.data.mixing.streaming import StreamingMixture
 
 accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))
 mixture = StreamingMixture([list(range(24)), list(range(100, 124))], seed=3, stop="never", shuffle_block=4)

@@ -50,6 +50,6 @@ def tiny_family(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_release(tiny_family):
     """Release of its middle variant (do not change it)."""
-    from fusedvlm.hub_cards.release import build_family
+    from fusedvlm.hub_cards.release.variant_release import build_family
 
     return build_family(tiny_family, "ada", license="mit")[1]

@@ -10,10 +10,10 @@ import pickle
 import sys
 from pathlib import Path
 
-from fusedvlm.hub_cards.collection import collect
-from fusedvlm.hub_cards.errors import PushError
-from fusedvlm.hub_cards.hub import Hub, Patience
-from fusedvlm.hub_cards.push import push
+from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_errors import PushError
+from fusedvlm.hub_cards.push.collection import collect
+from fusedvlm.hub_cards.push.push_repository import push
 
 TITLE = "Tiny family"
 

@@ -8,17 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusedvlm.hub_cards.adapters import build_adapters, plan_adapters, push_adapters
-from fusedvlm.hub_cards.check import check_folder
-from fusedvlm.hub_cards.contents import checksums as make_checksums
-from fusedvlm.hub_cards.hub import Hub, Patience
-from fusedvlm.hub_cards.release import write_file
-from fusedvlm.hub_cards.verify import verify
+from fusedvlm.hub_cards.check.check_all import verify
+from fusedvlm.hub_cards.check.repository_check import check_folder
+from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.push.push_adapters import plan_adapters, push_adapters
+from fusedvlm.hub_cards.release.adapter_release import build_adapters
+from fusedvlm.hub_cards.release.release_files import checksums as make_checksums
+from fusedvlm.hub_cards.release.variant_release import write_file
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.synthetic import content_of
 from fusedvlm.tests.hub_cards.test_loading import ask_here, run_elsewhere
-from fusedvlm.trainers.adapters import add_lora
+from fusedvlm.trainers.lora import add_lora
 
 pytestmark = pytest.mark.usefixtures("online")
 LICENCES = {"license": "apache-2.0", "llm_license": "apache-2.0"}

@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fusedvlm.cli import app
-from fusedvlm.hub_cards.check import check_folder
-from fusedvlm.hub_cards.contents import card_files, evidence_files
+from fusedvlm.hub_cards.card.lint_card import FENCE, lint_card
+from fusedvlm.hub_cards.card.readback import differences, read_back
+from fusedvlm.hub_cards.card.render_card import render_card
+from fusedvlm.hub_cards.check.repository_check import check_folder
 from fusedvlm.hub_cards.facts import CardFacts, read_stated
-from fusedvlm.hub_cards.licences import license_texts
-from fusedvlm.hub_cards.lint import FENCE, lint_card
-from fusedvlm.hub_cards.readback import differences, read_back
-from fusedvlm.hub_cards.render import render_card
-from fusedvlm.hub_cards.sources import content_hash
+from fusedvlm.hub_cards.licenses import license_texts
+from fusedvlm.hub_cards.release.release_files import card_files, evidence_files
+from fusedvlm.hub_cards.release.run_facts import content_hash
 from fusedvlm.tests.hub_cards.tiny_family import write_family
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example_card"

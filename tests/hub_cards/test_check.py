@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fusedvlm.hub_cards.check import check_files, check_folder, check_static
-from fusedvlm.hub_cards.contents import checksums
-from fusedvlm.hub_cards.safety import looks_like_pickle
+from fusedvlm.hub_cards.check.leaks import looks_like_pickle
+from fusedvlm.hub_cards.check.repository_check import check_files, check_folder, check_static
+from fusedvlm.hub_cards.release.release_files import checksums
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def folder(tiny_release, tmp_path):
 def nothing_is_loaded(request, monkeypatch):
     """Loading takes seconds; only tests of loading do it."""
     if "loaded" not in request.node.name:
-        monkeypatch.setattr("fusedvlm.hub_cards.loading.loading_problem", lambda folder: None)
+        monkeypatch.setattr("fusedvlm.hub_cards.check.isolated_loading.loading_problem", lambda folder: None)
 
 
 def rehash(folder):
     """Make checksums.json agree with the folder, so that other checks have to notice."""
-    from fusedvlm.hub_cards.check import folder_files
+    from fusedvlm.hub_cards.check.repository_check import folder_files
 
     (folder / "checksums.json").write_bytes(checksums(folder_files(folder)))
 
@@ -277,7 +277,7 @@ def test_nothing_of_a_changed_folder_is_run(folder, monkeypatch):
     def refuse(folder):
         raise AssertionError("the code was run")
 
-    monkeypatch.setattr("fusedvlm.hub_cards.loading.loading_problem", refuse)
+    monkeypatch.setattr("fusedvlm.hub_cards.check.isolated_loading.loading_problem", refuse)
     with (folder / "modeling_fusedvlm.py").open("a") as file:
         file.write("import os\n")
     assert [problem.file for problem in check_folder(folder)] == ["modeling_fusedvlm.py"]
@@ -316,7 +316,9 @@ def test_loaded_without_the_package_on_the_command_line(folder):
 
 def test_code_that_fails_where_it_is_loaded(folder):
     replace_text(
-        folder / "modeling_fusedvlm_merge.py", "import torch\n", "import torch\n\nraise RuntimeError('not today')\n"
+        folder / "modeling_fusedvlm_placeholders.py",
+        "import torch\n",
+        "import torch\n\nraise RuntimeError('not today')\n",
     )
     rehash(folder)
     (problem,) = check_folder(folder)
@@ -324,7 +326,7 @@ def test_code_that_fails_where_it_is_loaded(folder):
 
 
 def test_loaded_with_a_language_model_that_nobody_has(tmp_path):
-    from fusedvlm.hub_cards.release import build_family
+    from fusedvlm.hub_cards.release.variant_release import build_family
     from fusedvlm.tests.hub_cards.tiny_family import COMMIT, write_family
 
     release = build_family(write_family(tmp_path / "f", text="org/llm"), "ada", license="mit")[0]
@@ -385,8 +387,8 @@ def test_a_repository_is_downloaded_and_checked(tiny_release, tmp_path, hub_serv
 
 
 def test_a_family_is_checked_variant_by_variant(tiny_family, tmp_path):
-    from fusedvlm.hub_cards.release import build_family
-    from fusedvlm.hub_cards.verify import verify
+    from fusedvlm.hub_cards.check.check_all import verify
+    from fusedvlm.hub_cards.release.variant_release import build_family
 
     for release in build_family(tiny_family, "ada", license="mit"):
         release.write(tmp_path / release.repo_id.partition("/")[2])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fusedvlm.hub_cards.collection import collect
-from fusedvlm.hub_cards.errors import PushError
-from fusedvlm.hub_cards.hub import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_errors import PushError
+from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.tests.hub_cards.hub_server import Fault
 
 pytestmark = pytest.mark.usefixtures("online")

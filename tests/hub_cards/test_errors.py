@@ -7,7 +7,7 @@ from email.utils import format_datetime
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from fusedvlm.hub_cards.errors import LongWait, explain, http, is_transient, one_line, requested_wait, unwrap
+from fusedvlm.hub_cards.hub_errors import LongWait, explain, http, is_transient, one_line, requested_wait, unwrap
 
 
 def answer(status: int, **headers: str) -> HfHubHTTPError:

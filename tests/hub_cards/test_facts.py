@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from fusedvlm.evaluation import EvaluationResults
-from fusedvlm.hub_cards.check import check_files
+from fusedvlm.hub_cards.check.repository_check import check_files
 from fusedvlm.hub_cards.facts import CardFacts, Dataset, Neighbour, StatedFacts, find_stated, mean_scores, read_stated
-from fusedvlm.hub_cards.release import build_family, build_release, find_variants
-from fusedvlm.hub_cards.sources import read_results, read_run, without_folders
+from fusedvlm.hub_cards.release.run_facts import read_results, read_run, without_folders
+from fusedvlm.hub_cards.release.variant_release import build_family, build_release, find_variants
 from fusedvlm.tests.hub_cards.tiny_family import COMMIT, COUNTS, results, save_variant, write_family
 
 STATED = StatedFacts(license="mit", llm_license=None)

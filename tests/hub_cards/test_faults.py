@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from fusedvlm.hub_cards.collection import collect
-from fusedvlm.hub_cards.errors import PushError
-from fusedvlm.hub_cards.hub import Hub, Patience
-from fusedvlm.hub_cards.push import push
+from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_errors import PushError
+from fusedvlm.hub_cards.push.collection import collect
+from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.tests.hub_cards.hub_server import Fault, HubServer
 from fusedvlm.tests.hub_cards.hub_store import Store
 from fusedvlm.tests.hub_cards.killable import TITLE

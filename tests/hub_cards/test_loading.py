@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fusedvlm.hub_cards.facts import StatedFacts
-from fusedvlm.hub_cards.hub import Hub, Patience
-from fusedvlm.hub_cards.push import push
-from fusedvlm.hub_cards.release import build_release
+from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.push.push_repository import push
+from fusedvlm.hub_cards.release.variant_release import build_release
 from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.hub_server import HubServer
 from fusedvlm.tests.hub_cards.synthetic import Synthetic

@@ -6,9 +6,9 @@ import traceback
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from fusedvlm.hub_cards.errors import Conflict, PushError
-from fusedvlm.hub_cards.hub import Hub, Patience
-from fusedvlm.hub_cards.push import push
+from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_errors import Conflict, PushError
+from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.tests.hub_cards.hub_server import Fault
 from fusedvlm.tests.hub_cards.synthetic import broken_promises, complete, family, release, tree, wanted
 
@@ -222,7 +222,7 @@ def test_an_expired_token_is_one_line(hub_server, tmp_path):
 
 
 def test_no_token_is_one_line(hub_server, tmp_path, monkeypatch):
-    monkeypatch.setattr("fusedvlm.hub_cards.hub.get_token", lambda: None)
+    monkeypatch.setattr("fusedvlm.hub_cards.hub_client.get_token", lambda: None)
     with pytest.raises(PushError, match="no token; run `hf auth login`"):
         push([release(4, tmp_path)], Hub(hub_server.endpoint))
 

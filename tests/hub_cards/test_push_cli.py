@@ -210,7 +210,7 @@ def test_facts_come_from_the_file_that_is_given(push, family, hub_server, tmp_pa
 
 def test_adapters_and_their_base(push, family, hub_server, tmp_path):
     from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-    from fusedvlm.trainers.adapters import add_lora
+    from fusedvlm.trainers.lora import add_lora
 
     for m in COUNTS:
         base = FusedVLMForConditionalGeneration.from_pretrained(family / "tiny-m12")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from fusedvlm.hub_cards.card.render_card import render_card
 from fusedvlm.hub_cards.facts import CardFacts
-from fusedvlm.hub_cards.hub import Hub, Patience
-from fusedvlm.hub_cards.render import render_card
+from fusedvlm.hub_cards.hub_client import Hub, Patience
 from fusedvlm.tests.hub_cards.test_loading import push_llm, run_elsewhere
 
 pytestmark = pytest.mark.usefixtures("online")

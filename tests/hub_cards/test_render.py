@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedvlm.evaluation import EvaluationResults, TaskScore
-from fusedvlm.hub_cards.contents import evidence_files
+from fusedvlm.hub_cards.card.card_plots import latency_plot, score_plot
+from fusedvlm.hub_cards.card.lint_card import lint_card
+from fusedvlm.hub_cards.card.readback import differences, read_back
+from fusedvlm.hub_cards.card.render_card import cell, prose, render_card
 from fusedvlm.hub_cards.facts import Benchmark, Dataset, StatedFacts
-from fusedvlm.hub_cards.lint import lint_card
-from fusedvlm.hub_cards.plots import latency_plot, score_plot
-from fusedvlm.hub_cards.readback import differences, read_back
-from fusedvlm.hub_cards.render import cell, prose, render_card
+from fusedvlm.hub_cards.release.release_files import evidence_files
 from fusedvlm.tests.hub_cards.tiny_family import results
 
 NASTY = [
@@ -32,7 +32,7 @@ def facts(tiny_release):
 
 @pytest.fixture(scope="module")
 def sizes(tiny_release):
-    from fusedvlm.hub_cards.sources import content_size
+    from fusedvlm.hub_cards.release.run_facts import content_size
 
     return {name: content_size(content) for name, content in tiny_release.files.items()}
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fusedvlm.hub_cards.lint import FENCE
+from fusedvlm.hub_cards.card.lint_card import FENCE
 
 # Runs the blocks of a card one after the other, as a reader would in a notebook, then prints what they found.
 RUNNER = """

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import SpaceCardData
 
-from fusedvlm.hub_cards.space import space_files
+from fusedvlm.hub_cards.release.space import space_files
 from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.tiny_family import save_variant
 
@@ -91,7 +91,7 @@ def test_the_command_leaves_other_folders_alone(tiny_family, tmp_path):
 @pytest.fixture
 def launched(tiny_family, tmp_path):
     """Address of a running Space."""
-    from fusedvlm.hub_cards.release import write_file
+    from fusedvlm.hub_cards.release.variant_release import write_file
 
     for name, content in space_files(str(tiny_family / "tiny-m7")).items():
         write_file(tmp_path / "space" / name, content)

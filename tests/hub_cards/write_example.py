@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fusedvlm.hub_cards.release import build_family, write_file
+from fusedvlm.hub_cards.release.variant_release import build_family, write_file
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example_card"
 M = 8

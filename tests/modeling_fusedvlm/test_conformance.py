@@ -7,11 +7,7 @@ import pytest
 import torch
 
 from fusedvlm.conversion.published_names import to_ours
-from fusedvlm.modeling_fusedvlm import (
-    FusedVLMConfig,
-    FusedVLMForConditionalGeneration,
-    FusedVLMForContrastiveLearning,
-)
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
 from fusedvlm.processing import FusedVLMImageProcessor, FusedVLMProcessor, default_chat_template
 from fusedvlm.tests.modeling_fusedvlm import oracle

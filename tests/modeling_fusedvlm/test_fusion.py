@@ -5,12 +5,8 @@ import copy
 import pytest
 import torch
 
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_fusion import (
-    FusedVLMViewMerger,
-    build_fusion_plan,
-    build_fusion_rows,
-    query_token_ids,
-)
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_views import FusedVLMViewMerger
 from fusedvlm.tests import tiny
 
 

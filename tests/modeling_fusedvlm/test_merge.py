@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_merge import scatter_visual_tokens
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_placeholders import scatter_visual_tokens
 from fusedvlm.tests import tiny
 
 

@@ -92,7 +92,7 @@ def test_the_clock_is_kept_and_said(family, tmp_path, capsys):
 
 
 def test_report_shows_what_was_measured(family, tmp_path):
-    from fusedvlm.quickstart.report import write_report
+    from fusedvlm.quickstart.family_report import write_report
 
     page = write_report([family], tmp_path)
     html = page.read_text()
@@ -105,7 +105,7 @@ def test_report_shows_what_was_measured(family, tmp_path):
 
 
 def test_scaling_page_is_made_even_where_scores_are_zero(family):
-    from fusedvlm.quickstart.report import write_scaling_pages
+    from fusedvlm.quickstart.family_report import write_scaling_pages
 
     assert min(score.score for score in family.results.scores) == 0  # nobody learns in fourteen steps
     page = write_scaling_pages([family])[0]

@@ -16,10 +16,10 @@ from transformers import (
     set_seed,
 )
 
-from fusedvlm.scaling.branches import TextBranches
-from fusedvlm.scaling.divergence import DivergenceStatistics
-from fusedvlm.scaling.measure import StateFile, accumulate
-from fusedvlm.scaling.pairs import TextPair, read_pair, stream_rows
+from fusedvlm.scaling.divergence.accumulate import StateFile, accumulate
+from fusedvlm.scaling.divergence.branches import TextBranches
+from fusedvlm.scaling.divergence.estimators import DivergenceStatistics
+from fusedvlm.scaling.divergence.pairs import TextPair, read_pair, stream_rows
 from fusedvlm.tests.tiny import text_tokenizer
 
 TEMPLATE = (

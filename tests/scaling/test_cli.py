@@ -158,7 +158,7 @@ def test_divergence_of_a_saved_model(measure, language_model, pairs, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fusedvlm.scaling.divergence import pair_curves
+    from fusedvlm.scaling.divergence.estimators import pair_curves
 
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(language_model),

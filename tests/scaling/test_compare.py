@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fusedvlm.scaling import group_curves, read_scores
-from fusedvlm.scaling.compare import cluster_curves, input_effects, read_models
-from fusedvlm.scaling.runs import Curve, ScoreRecord
+from fusedvlm.scaling.laws.compare_curves import cluster_curves, input_effects, read_models
+from fusedvlm.scaling.score_records import Curve, ScoreRecord
 
 
 def curve(name, values, m=(1, 2, 4, 8), group=()):

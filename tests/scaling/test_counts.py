@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fusedvlm.costs.counts import count_flops, kv_cache_bytes, read_shapes
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig
-from fusedvlm.scaling.counts import count_flops, kv_cache_bytes, read_shapes
 from fusedvlm.tests.tiny import build_model
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusedvlm.scaling.divergence import (
+from fusedvlm.scaling.divergence.estimators import (
     BINS,
     CURVES,
     DivergenceResult,

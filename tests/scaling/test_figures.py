@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from fusedvlm import scaling
-from fusedvlm.scaling import figures, fit_curve, fit_power_law, group_curves, read_grid, read_scores
-from fusedvlm.scaling.compare import ModelScore
-from fusedvlm.scaling.divergence import DivergenceStatistics, summarise
-from fusedvlm.scaling.tradeoff import fit_tradeoff
+from fusedvlm.scaling import fit_curve, fit_power_law, group_curves, read_grid, read_scores
+from fusedvlm.scaling.divergence.estimators import DivergenceStatistics, summarise
+from fusedvlm.scaling.laws.compare_curves import ModelScore
+from fusedvlm.scaling.report import figures
+from fusedvlm.scaling.tradeoff.fit_tradeoff import fit_tradeoff
 
 M = [1, 8, 64, 512]
 

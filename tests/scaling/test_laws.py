@@ -13,7 +13,7 @@ from fusedvlm.scaling import (
     rank_laws,
     read_scores,
 )
-from fusedvlm.scaling.laws import EXPONENT_RANGE, aicc
+from fusedvlm.scaling.laws.law_forms import EXPONENT_RANGE, aicc
 
 M = np.array([1, 8, 16, 32, 64, 128, 256, 384, 512, 768], dtype=float)
 TRUTH = {

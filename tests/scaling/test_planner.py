@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fusedvlm.scaling.planner import Budget, Cost, make_plan, parse_budget, read_costs, read_curves
+from fusedvlm.scaling.tradeoff.planner import Budget, Cost, make_plan, parse_budget, read_costs, read_curves
 
 M = [1, 8, 32, 128, 512]
 HEADER = "benchmark,metric,llm,m,score\n"
@@ -104,7 +104,7 @@ def test_the_papers_tasks_and_fit_documents(tmp_path):
     curves = read_curves("paper", "ocr", groups=groups)
     assert {c.benchmark for c in curves} == {"OCRBench", "OCRVQA_TESTCORE", "TextVQA_VAL", "ChartQA_TEST"}
     from fusedvlm.scaling import fit_curve
-    from fusedvlm.scaling.tables import fit_document
+    from fusedvlm.scaling.report.text_tables import fit_document
 
     document = tmp_path / "fits.json"
     document.write_text(json.dumps(fit_document("paper", [fit_curve(curve, resamples=20) for curve in curves])))

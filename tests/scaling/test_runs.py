@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fusedvlm.scaling import group_curves, read_scores
-from fusedvlm.scaling.runs import PAPER_SCORES
+from fusedvlm.scaling.score_records import PAPER_SCORES
 
 HEADER = "benchmark,metric,fusion_inputs,m,score\n"
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fusedvlm.scaling.theory import Dependency, alpha_from_upsilon, first_without_bound, fit_lambda, upsilon
+from fusedvlm.scaling.divergence.theory import Dependency, alpha_from_upsilon, first_without_bound, fit_lambda, upsilon
 
 cosines = st.floats(-1, 1)
 below_one = st.floats(-1, 0.999)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from fusedvlm.scaling.tradeoff import (
+from fusedvlm.scaling.tradeoff.fit_tradeoff import (
     GridCell,
     choices_for_budget,
     fit_tradeoff,

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
+from fusedvlm.costs.variant_info import describe_variant
 from fusedvlm.serving import VisualChat, user_message
-from fusedvlm.serving.info import describe_variant
 from fusedvlm.tests import tiny
 
 

@@ -20,8 +20,8 @@ from transformers.utils import logging as hf_logging
 
 from fusedvlm.quickstart.world import make_sample
 from fusedvlm.trainers import checkpoints
-from fusedvlm.trainers.recipes import Recipe, load_recipe, merge
-from fusedvlm.trainers.train import run_recipe
+from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
+from fusedvlm.trainers.runs.train import run_recipe
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["fusedvlm.tests.trainers.smoke"])

@@ -14,7 +14,7 @@ from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import DATA, arguments
 from fusedvlm.trainers import ConversationCollator, GenerationArguments, GenerationTrainer
-from fusedvlm.trainers.adapters import LORA_PRESETS, add_lora, lora_config
+from fusedvlm.trainers.lora import LORA_PRESETS, add_lora, lora_config
 
 LINEAR = {
     "fusion": 2 * 7,  # two layers of q, k, v, o, gate, up, down

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
-from fusedvlm.recipes import FOLDER
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.checkpoints import find_last_checkpoint
+from fusedvlm.trainers.recipes import FOLDER
 
 # Plain steps: Adam would turn rounding errors of nearly-zero gradients into steps of full size.
 PLAIN = {
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llm(data, tmp_path_factory):
     """A random LLM that all runs refer to, so that their weights can be compared."""
-    from fusedvlm.trainers.assemble import write_random_llm
+    from fusedvlm.trainers.runs.build_model import write_random_llm
 
     sizes = smoke.smoke_recipe("generation", data.parent, data).sections["model"]["text"]
     sizes["initializer_range"] = 0.3  # so that what it says depends on what it sees
@@ -167,7 +167,7 @@ def test_accelerate_launch_with_the_shipped_cpu_configuration(make, tmp_path, da
     (tmp_path / "mine.yaml").write_text(recipe.to_yaml())
     program = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
     command = [*program, "--config_file", str(FOLDER / "accelerate" / "cpu_gloo.yaml")]
-    command += ["-m", "fusedvlm.trainers.train", "generation", "--config", str(tmp_path / "mine.yaml")]
+    command += ["-m", "fusedvlm.trainers", "generation", "--config", str(tmp_path / "mine.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.split() == [str(tmp_path / "out" / "final")]

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 import fusedvlm
 from fusedvlm.cli import app
-from fusedvlm.recipes import FOLDER
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.checkpoints import problems
-from fusedvlm.trainers.parsing import plan_run, read_recipe
-from fusedvlm.trainers.recipes import set_field
+from fusedvlm.trainers.recipes import FOLDER
+from fusedvlm.trainers.recipes.recipe_files import set_field
+from fusedvlm.trainers.recipes.recipe_parsing import plan_run, read_recipe
 
 PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "training.md"
 if not PAGE.exists():
@@ -41,7 +41,7 @@ def run_command(line: str) -> None:
         return
     if words[0] == "accelerate":
         assert (FOLDER / "accelerate" / Path(words[3]).name).is_file()
-        words = ["fusedvlm", "train", *words[words.index("fusedvlm.trainers.train") + 1 :]]
+        words = ["fusedvlm", "train", *words[words.index("fusedvlm.trainers") + 1 :]]
     assert words[0] == "fusedvlm", line
     is_run = words[1] == "train" and words[2] != "recipes" and "--print-config" not in words
     small = ["--preset", "cpu_smoke"] if is_run else []
@@ -67,12 +67,12 @@ def test_all_blocks_in_order(place, monkeypatch):
 def test_blocks_that_need_a_cluster_are_understood(place, monkeypatch):
     monkeypatch.chdir(place)
     lines = [line for kind, block in BLOCKS if kind == "console" for line in block.splitlines()]
-    trained = [shlex.split(line) for line in lines if "fusedvlm.trainers.train" in line]
+    trained = [shlex.split(line) for line in lines if "fusedvlm.trainers" in line]
     assert len(trained) == 3
     for words in trained:
         if "--config_file" in words:
             assert (FOLDER / "accelerate" / Path(words[words.index("--config_file") + 1]).name).is_file()
-        stage, *rest = words[words.index("fusedvlm.trainers.train") + 1 :]
+        stage, *rest = words[words.index("fusedvlm.trainers") + 1 :]
         recipe, _ = read_recipe(stage, rest)
         set_field(recipe, "training.use_cpu", True)
         assert plan_run(recipe).run.global_batch_size in (256, 2560)

@@ -5,14 +5,21 @@ import itertools
 import pytest
 import yaml
 
-from fusedvlm.recipes import FOLDER
 from fusedvlm.tests.trainers import smoke
-from fusedvlm.trainers import parsing
-from fusedvlm.trainers.datasets import open_datasets
-from fusedvlm.trainers.parsing import gradient_accumulation, plan_run, read_recipe
-from fusedvlm.trainers.recipes import Recipe, load_recipe, merge, set_field, shipped_presets, shipped_recipes
-from fusedvlm.trainers.run_arguments import DataArguments
-from fusedvlm.trainers.variants import list_variants, plan_variant
+from fusedvlm.trainers.recipes import FOLDER
+from fusedvlm.trainers.recipes import recipe_parsing as parsing
+from fusedvlm.trainers.recipes.recipe_files import (
+    Recipe,
+    load_recipe,
+    merge,
+    set_field,
+    shipped_presets,
+    shipped_recipes,
+)
+from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run, read_recipe
+from fusedvlm.trainers.recipes.run_arguments import DataArguments
+from fusedvlm.trainers.runs.training_data import open_datasets
+from fusedvlm.trainers.runs.variants import list_variants, plan_variant
 
 RECIPES, PRESETS = sorted(shipped_recipes()), sorted(shipped_presets())
 # "Scaling Capability in Token Space", appendix C.

@@ -16,8 +16,8 @@ from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers import run_recipe
 from fusedvlm.trainers.checkpoints import problems
-from fusedvlm.trainers.recipes import load_recipe, set_field
-from fusedvlm.trainers.train import main
+from fusedvlm.trainers.recipes.recipe_files import load_recipe, set_field
+from fusedvlm.trainers.runs.train import main
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_variants_need_stage_2(tmp_path):
 
 
 def test_new_query_rows_extend_the_dial_and_leave_the_old_ones(model, processor):
-    from fusedvlm.trainers.assemble import set_visual_tokens
+    from fusedvlm.trainers.runs.build_model import set_visual_tokens
 
     larger = type(model)(model.config.__class__.from_dict(model.config.to_dict()))
     larger.load_state_dict(model.state_dict())
@@ -142,7 +142,7 @@ def test_new_query_rows_extend_the_dial_and_leave_the_old_ones(model, processor)
 def test_answer_positions_are_extended_around_their_own():
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from fusedvlm.trainers.assemble import extend_positions
+    from fusedvlm.trainers.runs.build_model import extend_positions
 
     sizes = {
         "vocab_size": 50,

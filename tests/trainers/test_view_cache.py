@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fusedvlm.data import Mixture, MixtureEpochs
+from fusedvlm.data import Mixture
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import arguments
-from fusedvlm.trainers import GenerationArguments, GenerationTrainer
+from fusedvlm.trainers import GenerationArguments, GenerationTrainer, MixtureEpochs
 from fusedvlm.trainers.view_cache import CachedViews, ViewCache, image_digest, tower_key
 
 FROZEN = ["model.vision_tower.", "model.merger."]

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from fusedvlm.scaling.counts import count_training_flops, read_shapes
+from fusedvlm.costs.counts import count_training_flops, read_shapes
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import DATA, arguments
 from fusedvlm.trainers import (
@@ -15,8 +15,8 @@ from fusedvlm.trainers import (
     GenerationArguments,
     GenerationTrainer,
 )
-from fusedvlm.trainers.callbacks import fingerprint
-from fusedvlm.trainers.throughput import device_peak_tflops
+from fusedvlm.trainers.callbacks.invariants import fingerprint
+from fusedvlm.trainers.callbacks.throughput import device_peak_tflops
 
 
 class AtStep(TrainerCallback):

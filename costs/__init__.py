@@ -1,0 +1,1 @@
+"""What a variant is and what it costs: parameters, FLOPs, cache bytes, time."""

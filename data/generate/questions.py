@@ -1,0 +1,192 @@
+"""Yes/no and multiple-choice questions about images, written by a language model from their detailed descriptions."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from fusedvlm.console import say
+from fusedvlm.data.records import text_of
+from fusedvlm.data.sample_files import Journal, as_json, write_whole
+from fusedvlm.data.sources.converters import Sample
+
+from .answer_filters import KINDS, Kind, Question, keep_questions, parse_questions
+from .llm_client import Ask
+from .parallel_work import Task, run_tasks
+
+FOLDER = Path(__file__).parent
+# What is added to a question in training, so that the form of the answer is asked for.
+REQUESTS = {"yes_no": "Answer with Yes or No.", "multiple_choice": "Answer with the letter of the right option."}
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """How questions are asked for.
+
+    Args:
+        kinds: of `filters.KINDS`.
+        per_description: questions of each kind per description.
+        min_words: shorter descriptions are left out (and counted).
+        author: of the answers: model and address; a change asks everything again.
+        concurrency: requests at a time.
+    """
+
+    kinds: Sequence[Kind] = KINDS
+    per_description: int = 4
+    min_words: int = 20
+    author: str = ""
+    concurrency: int = 8
+
+    def __post_init__(self):
+        if not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(f"kinds {list(self.kinds)} must be some of {', '.join(KINDS)}.")
+        if self.per_description < 1 or self.concurrency < 1:
+            raise ValueError(
+                f"per_description={self.per_description} and concurrency={self.concurrency} must be positive."
+            )
+
+
+def write_questions(
+    samples: Iterable[Sample], output: str | Path, ask: Ask, options: QuestionOptions
+) -> dict[str, Any]:
+    """Ask for questions about every described image and keep those in the right form.
+
+    Each answer of the model goes to `<output>.journal` at once. A run that was killed, at any moment, goes on from
+    there; then the output is made from the journal anew, so nothing is in it twice.
+
+    Args:
+        samples: with an image and its description as the last answer (SVIT's detail_description).
+        output: JSON Lines file of samples, one question each (a `chat` source).
+        ask: see `fusedvlm.data.generate.llm_client`.
+        options: see there.
+
+    Returns:
+        The report: descriptions, questions kept by kind, dropped by kind and reason, balance of the answers, requests
+        that stayed without an answer.
+
+    Raises:
+        ValueError: when no sample has an image and a description, or the endpoint refuses.
+        Unanswered: when the endpoint is silent.
+    """
+    samples = list(samples)
+    left_out: Counter = Counter()
+    described = [sample for sample in samples if is_described(sample, options.min_words, left_out)]
+    if not described:
+        raise ValueError(f"No sample has an image and a description of {options.min_words} words: {dict(left_out)}.")
+    with Journal(f"{output}.journal") as journal:
+        tasks = (make_task(sample, kind, ask, options) for sample in described for kind in options.kinds)
+        unanswered = run_tasks(tasks, journal, options.concurrency, "Asking for questions")
+    report = {
+        "descriptions": len(described),
+        "left_out": dict(left_out),
+        "unanswered": unanswered,
+        "kept": Counter(),
+        "dropped": {kind: Counter() for kind in options.kinds},
+        "answers": {kind: Counter() for kind in options.kinds},
+    }
+    with write_whole(output) as file:
+        for row in questions_of(described, journal, options, report):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    warn_of_imbalance(report["answers"])
+    return plain(report)
+
+
+def plain(report: dict[str, Any]) -> dict[str, Any]:
+    """Counters as dictionaries, in a fixed order."""
+    if isinstance(report, dict):
+        items = sorted(report.items()) if isinstance(report, Counter) else report.items()
+        return {key: plain(value) for key, value in items}
+    return report
+
+
+def is_described(sample: Sample, min_words: int, left_out: Counter) -> bool:
+    """Whether questions can be made of a sample; else the reason is counted."""
+    if len(sample["images"]) != 1:
+        left_out["not one image"] += 1
+        return False
+    if len(description_of(sample).split()) < min_words:
+        left_out["description too short"] += 1
+        return False
+    return True
+
+
+def description_of(sample: Sample) -> str:
+    """The last answer of a sample."""
+    return text_of(sample["messages"][-1])
+
+
+@cache
+def template(kind: Kind):
+    """The prompt that asks for questions of a kind."""
+    import jinja2
+
+    text = (FOLDER / f"questions_{kind}.jinja").read_text(encoding="utf-8")
+    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
+
+
+def prompt_for(sample: Sample, kind: Kind, count: int) -> str:
+    """What the model is asked about a sample."""
+    return template(kind).render(description=description_of(sample), count=count)
+
+
+def make_task(sample: Sample, kind: Kind, ask: Ask, options: QuestionOptions) -> Task:
+    """The request for a sample's questions, named after all that its answer depends on."""
+    prompt = prompt_for(sample, kind, options.per_description)
+    return Task(task_key(options.author, prompt), partial(_reply, ask, prompt))
+
+
+def task_key(*parts: str) -> str:
+    """A short name for texts."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _reply(ask: Ask, prompt: str) -> dict[str, str]:
+    return {"reply": ask([{"role": "user", "content": prompt}])}
+
+
+def questions_of(
+    described: list[Sample], journal: Journal, options: QuestionOptions, report: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Samples of all kept questions, in the order of the descriptions; counts go to the report."""
+    for sample in described:
+        for kind in options.kinds:
+            key = task_key(options.author, prompt_for(sample, kind, options.per_description))
+            if key not in journal:
+                continue
+            found = parse_questions(kind, journal.entries[key]["reply"])
+            kept, dropped = keep_questions(found)
+            if not found:
+                dropped["no question in the reply"] += 1
+            report["dropped"][kind] += dropped
+            report["kept"][kind] += len(kept)
+            report["answers"][kind] += Counter(question.answer for question in kept)
+            for number, question in enumerate(kept):
+                yield question_sample(sample, question, number)
+
+
+def question_sample(sample: Sample, question: Question, number: int) -> dict[str, Any]:
+    """A training sample of one question."""
+    options = [f"{letter}. {text}" for letter, text in question.options]
+    text = "\n".join([question.text, *options, REQUESTS[question.kind]])
+    return {
+        "id": f"{sample['id']}-{question.kind}-{number}",
+        "source": f"questions from {sample['source']}",
+        "images": as_json(sample)["images"],
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+        ],
+    }
+
+
+def warn_of_imbalance(answers: dict[str, Counter], factor: float = 1.5) -> None:
+    """Say when one answer is much more frequent than it would be by chance: a model learns that first."""
+    for kind, counts in answers.items():
+        expected = sum(counts.values()) / {"yes_no": 2, "multiple_choice": 4}[kind]
+        for answer, count in counts.items():
+            if count > factor * expected and count >= 10:
+                say(f"{kind}: {count} of {sum(counts.values())} answers are {answer}; the questions are not balanced.")

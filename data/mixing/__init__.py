@@ -1,0 +1,1 @@
+"""Weighted, seeded mixtures of sources that resume exactly."""

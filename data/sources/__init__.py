@@ -1,0 +1,1 @@
+"""Files, tables and Hub datasets read into the one conversation format."""

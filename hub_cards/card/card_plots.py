@@ -1,0 +1,92 @@
+"""The two plots of a card, from its facts alone."""
+
+import io
+from collections.abc import Callable
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fusedvlm.hub_cards.facts import CardFacts, mean_scores
+
+# A palette that colour-blind readers can tell apart (Okabe and Ito), with a marker each.
+STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+MOST_TASKS = len(STYLES)  # more lines than these cannot be told apart
+
+
+def score_plot(facts: CardFacts) -> bytes | None:
+    """PNG of score against m, this variant marked; None when nothing was measured at two m."""
+    means = mean_scores(facts.measured)
+    if len(means) < 2:
+        return None
+    return _png(lambda axes: _draw_scores(axes, facts, means), list(means))
+
+
+def latency_plot(facts: CardFacts) -> bytes | None:
+    """PNG of seconds per question against m; None when nothing was measured at two m."""
+    rows = sorted(facts.measured.latencies, key=lambda row: row.num_visual_tokens) if facts.measured else []
+    if len(rows) < 2:
+        return None
+    counts = [row.num_visual_tokens for row in rows]
+
+    def draw(axes) -> None:
+        first = [1e3 * row.time_to_first_token for row in rows]
+        answer = [1e3 * row.seconds_per_answer for row in rows]
+        axes.plot(counts, first, "o-", color=STYLES[0][0], label="first token")
+        axes.plot(counts, answer, "s--", color=STYLES[1][0], label="whole answer")
+        _mark(axes, facts.m)
+        axes.set_ylim(0, 1.15 * max(answer))
+        axes.set_ylabel("milliseconds, pixels to text")
+
+    return _png(draw, counts)
+
+
+def _draw_scores(axes, facts: CardFacts, means: dict[int, float]) -> None:
+    tasks = sorted({score.task for score in facts.measured.scores})
+    for task, (colour, marker) in zip(tasks if len(tasks) <= MOST_TASKS else (), STYLES, strict=False):
+        rows = sorted((row for row in facts.measured.scores if row.task == task), key=lambda row: row.num_visual_tokens)
+        axes.errorbar(
+            [row.num_visual_tokens for row in rows],
+            [row.score for row in rows],
+            yerr=[row.standard_error for row in rows],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1,
+            label=_label(task),
+        )
+    axes.plot(list(means), list(means.values()), "ko-", linewidth=2, label="mean")
+    control = mean_scores(facts.control)
+    if control:
+        axes.plot(list(control), list(control.values()), "k:x", linewidth=1, label="mean, images swapped")
+    _mark(axes, facts.m)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("score")
+
+
+def _label(task: str) -> str:
+    """A task's name for the legend: short, and without the dollars that matplotlib reads as mathematics."""
+    name = " ".join(task.split())
+    return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
+
+
+def _mark(axes, m: int) -> None:
+    """Mark this variant."""
+    axes.axvline(m, color="#999999", linewidth=6, alpha=0.35, zorder=0, label=f"this variant, m = {m}")
+
+
+def _png(draw: Callable, counts: list[int]) -> bytes:
+    """A figure over m as PNG: opaque, so that it reads on dark pages, and the same bytes for the same facts."""
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        draw(axes)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(m) for m in counts])
+        axes.minorticks_off()
+        axes.set_xlabel("visual tokens m")
+        axes.grid(alpha=0.3)
+        figure.legend(fontsize=8, ncols=4, loc="outside upper center", frameon=False)
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,137 @@
+"""Facts to a model card, and the card back to what it shows.
+
+Rendering is pure: a template and facts, no network, no clock. Every rendered card is read back and compared with its
+facts before anybody sees it.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from fusedvlm.hub_cards.facts import CardFacts, mean_scores
+from fusedvlm.hub_cards.licenses import TERMS, noncommercial
+
+from .card_tables import MISSING, family_table, glance, render_title
+from .metadata import card_metadata
+from .readback import differences
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+# In a table cell these would be markup; as entities they are themselves.
+MARKUP = {character: f"&#{ord(character)};" for character in "|`*[]{}<>\\~#!"}
+
+
+def cell(value: Any) -> str:
+    """Any text as one table cell or one line: markup becomes entities, line breaks become spaces."""
+    text = " ".join(str(value).split()).replace("&", "&amp;")
+    return "".join(MARKUP.get(character, character) for character in text)
+
+
+def prose(text: str) -> str:
+    """Paragraphs of a person's own text: emphasis, links and lists stay; HTML, headings, rules and tables do not."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("{", "&#123;").replace("}", "&#125;")
+    lines = [
+        re.sub(r"^(\s*)(?=[#|>=`~]|-{2,}\s*$|_{3,}\s*$|\*{3,}\s*$)", r"\1\\", line.rstrip())
+        for line in text.strip().splitlines()
+    ]
+    return "\n".join(lines)
+
+
+def link(target: str) -> str:
+    """The target of a link, safe inside parentheses."""
+    return quote(target, safe=":/?#=&%+,;@~.-_")
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any run of backticks in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+@lru_cache
+def load_template(name: str, lstrip_blocks: bool = False) -> jinja2.Template:
+    """One of this folder's templates; a fact it asks for and does not get is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=lstrip_blocks,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {"cell": cell, "prose": prose, "fenced": fenced, "link": link}
+    return environment.get_template(name)
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card of a variant.
+
+    Raises:
+        ValueError: when what the card shows is not what the facts say.
+    """
+    text = load_template("model_card.md.jinja", lstrip_blocks=True).render(**_view(facts))
+    if found := differences(text, facts):
+        raise ValueError(f"The card of {facts.repo_id} would not say what its facts do: {found[0]}.")
+    return text
+
+
+def _view(facts: CardFacts) -> dict[str, Any]:
+    """What the template needs, as text or lists of text; escaping is the template's."""
+    means = mean_scores(facts.measured)
+    latencies = facts.measured.latencies if facts.measured else ()
+    return {
+        "facts": facts,
+        "stated": facts.stated,
+        "counted": facts.counted,
+        "measured": facts.measured,
+        "metadata": card_metadata(facts),
+        "title": render_title(facts),
+        "m": facts.m,
+        "largest": max(facts.counted.trained_num_visual_tokens),
+        "other_m": max(1, facts.m // 2),
+        "glance": glance(facts),
+        "family": family_table(facts),
+        "means": means,
+        "enough": _enough(means),
+        "score_plot": len(means) > 1,
+        "latency_plot": len(latencies) > 1,
+        "counts": sorted({score.count for score in facts.measured.scores}) if facts.measured else [],
+        "training": _training(facts),
+        "noncommercial": noncommercial(facts.stated),
+        "terms": TERMS.get(facts.stated.license),
+        "missing": MISSING,
+    }
+
+
+def _enough(means: Mapping[int, float]) -> int | None:
+    """The smallest m with at least nine tenths of the best mean score."""
+    return next((m for m, mean in means.items() if mean >= 0.9 * max(means.values())), None) if means else None
+
+
+def _training(facts: CardFacts) -> dict[str, list[tuple[str, str]]]:
+    """Tables of the training section: heading of the first column -> rows; empty ones left out."""
+    record = facts.training or {}
+    about = {key: value for key, value in record.items() if key not in ("settings", "stages", "data")}
+    tables = {
+        "the run": _scalars(about),
+        "setting": _scalars(record.get("settings")),
+        "recorded by the run": _scalars(record.get("stages")),
+    }
+    return {heading: rows for heading, rows in tables.items() if rows}
+
+
+def _scalars(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as flat (name, value) rows."""
+    if not isinstance(values, Mapping):
+        return [] if values is None else [(prefix or "all of it", str(values))]
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _scalars(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

@@ -1,0 +1,186 @@
+"""Where facts are read: a variant's own files, the result files beside it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fusedvlm.evaluation.results import EvaluationResults
+from fusedvlm.files import sha256_of
+from fusedvlm.hub_cards.card.card_tables import AFTER, BEFORE
+from fusedvlm.hub_cards.facts import Backbone, CountedFacts, StatedFacts
+from fusedvlm.plain_data import build
+
+from .bundle import Content, Files, is_local, self_contained
+
+RESULTS, CONTROL, RUN = "results.json", "swapped.json", "run.json"
+RUN_KEYS = ("stage", "command", "started", "finished", "processes", "versions")
+ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+([\w.+@~-]*)")
+
+
+def read_content(content: Content) -> bytes:
+    """Bytes of a file in a repository."""
+    return content if isinstance(content, bytes) else Path(content).read_bytes()
+
+
+def content_hash(content: Content) -> str:
+    """sha256 in hex; files are read once as long as they stay the same."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    status = Path(content).stat()
+    return _path_hash(str(Path(content).resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _path_hash(path: str, size: int, changed: int) -> str:
+    return sha256_of(path)
+
+
+def content_size(content: Content) -> int:
+    """Size in bytes."""
+    return len(content) if isinstance(content, bytes) else Path(content).stat().st_size
+
+
+def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts:
+    """Facts that follow from a variant's files.
+
+    Args:
+        folder: the variant.
+        files: its files as they are published; config.json and the weights are counted.
+        stated: licences of the backbones.
+
+    Raises:
+        ValueError: when the configuration is not one of a FusedVLM variant.
+    """
+    from fusedvlm.costs.variant_info import count_parameters
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
+
+    config = read_config(folder, files["config.json"])
+    with building_a_model(folder):
+        model = FusedVLMConfig.from_dict(config)
+        parameters = count_parameters(model)
+    weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
+    return CountedFacts(
+        num_visual_tokens=model.num_visual_tokens,
+        num_followup_visual_tokens=model.num_followup_visual_tokens,
+        trained_num_visual_tokens=tuple(sorted(set(model.trained_num_visual_tokens))),
+        max_local_views=model.max_local_views,
+        image_size=model.vision_config.image_size,
+        tokens_per_view=model.tokens_per_view,
+        fuse_question=model.fuse_question,
+        self_contained=self_contained(folder),
+        parameters=parameters,
+        weight_bytes=sum(content_size(content) for content in weights.values()),
+        sha256={name: content_hash(files[name]) for name in ("config.json", *sorted(weights))},
+        vision=_backbone(model, "vision", stated.vision_license),
+        language_model=_backbone(model, "text", stated.llm_license),
+    )
+
+
+def _backbone(config, role: str, license: str | None) -> Backbone:
+    name = getattr(config, f"{role}_model_name_or_path")
+    if is_local(name):
+        name = None
+    revision = getattr(config, f"{role}_model_revision") if name else None
+    return Backbone(getattr(config, f"{role}_config").model_type, name, revision, license)
+
+
+def read_config(folder: Path, content: Content) -> dict:
+    """The configuration of a variant. Raises `ValueError` when it is not one."""
+    try:
+        config = json.loads(read_content(content))
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: damaged, not JSON ({error}).") from error
+    if not isinstance(config, dict) or config.get("model_type") != "fusedvlm":
+        raise ValueError(f"{folder}: not a FusedVLM variant (config.json has another model_type).")
+    return config
+
+
+@contextmanager
+def building_a_model(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers and torch raise for a nonsense configuration into one `ValueError`."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, ImportError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{folder}/config.json: describes no model ({reason}).") from error
+
+
+def read_results(variant: Path, name: str) -> EvaluationResults | None:
+    """Results of the family, None when nothing was measured. Folders of this machine are left out of the command.
+
+    Raises:
+        ValueError: for a damaged file, numbers that are not finite, or two scores of one task at one m.
+    """
+    # The family's file wins: a copy inside may be what an earlier card left there, before the last evaluation.
+    if (path := _first(variant.parent / name, variant / name)) is None:
+        return None
+    try:
+        results = build(EvaluationResults, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a results file ({error}).") from error
+    seen = set()
+    for row in results.scores:
+        if (row.task, row.num_visual_tokens) in seen:
+            raise ValueError(f"{path}: {row.task!r} has two scores at m={row.num_visual_tokens}; which one is right?")
+        seen.add((row.task, row.num_visual_tokens))
+    _check_tasks({row.task for row in results.scores}, path)
+    for row in results.latencies:
+        if min(row.time_to_first_token, row.seconds_per_answer) <= 0:
+            raise ValueError(f"{path}: the latency at m={row.num_visual_tokens} is not a positive number of seconds.")
+    environment = results.environment
+    return replace(results, environment=replace(environment, command=without_folders(environment.command)))
+
+
+def _check_tasks(tasks: set[str], path: Path) -> None:
+    """Task names become columns of a table, so each must be a line of its own."""
+    names = [" ".join(task.split()) for task in sorted(tasks)]
+    for name in names:
+        if not name or name in (*BEFORE, *AFTER) or names.count(name) > 1:
+            raise ValueError(f"{path}: {name!r} cannot be the name of a task, the card has such a column; rename it.")
+
+
+def read_run(variant: Path) -> dict[str, Any] | None:
+    """What the training run recorded, as far as it did, without folders of this machine; None without a record.
+
+    Returns:
+        `settings` (the resolved recipe), `stages` (what each stage reached), `data` (manifest), and any of `stage`,
+        `command`, `started`, `finished`, `processes`, `versions`.
+    """
+    # Here the variant's own wins: members of a family may come from runs of their own.
+    if (path := _first(variant / RUN, variant.parent / RUN)) is None:
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: record[key] for key in RUN_KEYS if record.get(key) is not None}
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not the record of a run ({error}).") from error
+    named = {"settings": record.get("settings") or record.get("recipe"), "stages": record.get("stages")}
+    return _without_folders({**named, "data": record.get("data"), **kept})
+
+
+def _first(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def without_folders(text: str) -> str:
+    """Text with absolute paths cut to their last part."""
+    return ABSOLUTE.sub(lambda match: ".../" + match.group(1), text)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, dict):
+        return {without_folders(key): _without_folders(entry) for key, entry in value.items()}
+    return [_without_folders(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,94 @@
+"""A Gradio Space for a variant: an m slider, an image, a question, the answer as it comes.
+
+The Space is plain files. It needs transformers and gradio, never this package.
+"""
+
+import json
+from pathlib import Path
+
+from fusedvlm.hub_cards.card.render_card import TEMPLATES, load_template
+from fusedvlm.hub_cards.facts import HUB_ID, CardFacts
+
+from .bundle import Files, bundle
+from .run_facts import read_config, read_content
+
+# The Gradio that the Space was tried with.
+GRADIO = "6.31.0"
+REQUIREMENTS = (
+    "torch>=2.6",
+    "torchvision>=0.21",
+    "transformers>=5.16",
+    "safetensors>=0.5",
+    "pillow>=11.0",
+    "gradio>=5.0",
+)
+QUESTION = "Describe the image."
+
+
+def space_files(source: str, revision: str | None = None, repo_id: str | None = None) -> Files:
+    """Files of a Space.
+
+    Args:
+        source: a variant's folder, or the id of its repository.
+        revision: of the repository; its newest commit when left out, so that the Space stays as it was tried.
+        repo_id: for a folder: the repository to ask instead of a copy of the folder in the Space.
+
+    Raises:
+        ValueError: when there is no such variant, or it cannot leave this machine.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(source):
+            raise ValueError(f"{source}: no such folder, and not a repository id like user/name.")
+        return _from_repository(source, revision)
+    if revision is not None and repo_id is None:
+        raise ValueError(f"{source} is a folder; --revision is for repositories.")
+    if repo_id is not None and not HUB_ID.fullmatch(repo_id):
+        raise ValueError(f"{repo_id!r} is not a repository id like user/name.")
+    own, _ = bundle(folder)
+    config = read_config(folder, own["config.json"])
+    if repo_id is not None:
+        return _space(config, repo_id, revision, None, [repo_id])
+    card = {
+        name: folder / name for name in ("README.md", "LICENSE", "LICENSE-CODE", "NOTICE") if (folder / name).is_file()
+    }
+    model = {f"model/{name}": content for name, content in {**own, **card}.items()}
+    return {**model, **_space(config, "model", None, _licence(folder), [])}
+
+
+def _from_repository(repo_id: str, revision: str | None) -> Files:
+    """A Space that asks a repository, pinned to a commit."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
+
+    try:
+        commit = HfApi().model_info(repo_id, revision=revision).sha
+        path = hf_hub_download(repo_id, "config.json", revision=commit)
+    except CALL_ERRORS as error:
+        raise explain(error, repo_id) from error
+    config = read_config(Path(repo_id), Path(path))
+    return _space(config, repo_id, commit, None, [repo_id])
+
+
+def _space(config: dict, model: str, revision: str | None, license: str | None, models: list[str]) -> Files:
+    """The four files of a Space."""
+    m = config["num_visual_tokens"]
+    trained = config.get("trained_num_visual_tokens") or [m]
+    title = f"FusedVLM, m = {m}" if model == "model" else f"{model.partition('/')[2]}: FusedVLM"
+    settings = {"model": model, "revision": revision, "title": title, "question": QUESTION}
+    readme = load_template("space_readme.md.jinja").render(
+        title=title, gradio=GRADIO, license=license, models=models, largest=max(trained), inside=model == "model"
+    )
+    return {
+        "app.py": (TEMPLATES / "space_app.py").read_bytes(),
+        "space.json": (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode(),
+        "requirements.txt": ("\n".join(REQUIREMENTS) + "\n").encode(),
+        "README.md": readme.encode(),
+    }
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence that the variant's card states, None without a card."""
+    path = folder / "facts.json"
+    return CardFacts.from_json(read_content(path).decode()).stated.license if path.is_file() else None

@@ -1,0 +1,179 @@
+"""Fusion rows: which views, question and queries the fusion decoder reads together, and where its answer stands.
+
+Shape legend
+    V   views of all images of the batch          T   tokens of one view after merge + newline
+    C   width of vision tower and fusion decoder
+    I   images                                    G   segments: one question asked about one image
+    m_g visual tokens of segment g
+
+One fusion row per image (reference section 3):
+
+    [view 1 .. view n][question 1][query 1 .. query m-1][eos][question 2][query 1 .. query m'-1][eos] ...
+
+The decoder is causal, so a query never sees what comes after it: the states of segment 1 do not depend on how many
+questions follow, and query i does not depend on how many queries follow it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass
+class FusionSegment:
+    """One question asked about one image, as plain numbers.
+
+    `turn` is the user turn inside the conversation, `sample` the conversation inside the batch.
+    """
+
+    image: int
+    turn: int
+    sample: int
+    num_question_tokens: int
+    num_visual_tokens: int
+
+
+@dataclass
+class FusionPlan:
+    """Everything about a batch of fusion rows that is not a tensor on the device."""
+
+    views_per_image: list[int]
+    segments: list[FusionSegment]  # image-major, then by turn
+    num_samples: int
+
+    def language_order(self) -> list[int]:
+        """Order in which the segments stand in the LLM's prompts: by sample, turn, image."""
+        return sorted(
+            range(len(self.segments)),
+            key=lambda g: (self.segments[g].sample, self.segments[g].turn, self.segments[g].image),
+        )
+
+    def segments_per_sample(self) -> list[list[int]]:
+        """Segments of each conversation that has images, in prompt order."""
+        groups: dict[int, list[int]] = {}
+        for g in self.language_order():
+            groups.setdefault(self.segments[g].sample, []).append(g)
+        return list(groups.values())
+
+    def visual_tokens_per_sample(self) -> list[int]:
+        """Visual tokens each conversation of the batch must have placeholders for."""
+        counts = [0] * self.num_samples
+        for segment in self.segments:
+            counts[segment.sample] += segment.num_visual_tokens
+        return counts
+
+
+def to_list(values: torch.Tensor | Sequence[int] | None) -> list[int] | None:
+    """Host copy of a 1-D integer tensor or sequence; None stays None."""
+    if values is None:
+        return None
+    return values.tolist() if isinstance(values, torch.Tensor) else list(values)
+
+
+def check_total(name: str, values: list[int], expected: int, what: str) -> None:
+    """Raise `ValueError` when the packed counts `values` do not add up to `expected` things."""
+    if sum(values) != expected:
+        raise ValueError(f"{name}={values} adds up to {sum(values)}, but the batch has {expected} {what}.")
+
+
+def build_fusion_plan(
+    num_views: int,
+    default_num_visual_tokens: int,
+    image_num_views: torch.Tensor | Sequence[int] | None = None,
+    question_lengths: torch.Tensor | Sequence[int] | None = None,
+    question_turns: torch.Tensor | Sequence[int] | None = None,
+    num_visual_tokens: torch.Tensor | Sequence[int] | int | None = None,
+    image_num_questions: torch.Tensor | Sequence[int] | None = None,
+    sample_num_images: torch.Tensor | Sequence[int] | None = None,
+) -> FusionPlan:
+    """Read the packed layout and check that its counts agree.
+
+    Missing counts mean the plainest case: every view is an image of its own, every image belongs to a sample of its
+    own and is asked one question (of length zero when `question_lengths` is missing too).
+
+    Raises:
+        ValueError: naming the two counts that disagree.
+    """
+    views_per_image = to_list(image_num_views) or [1] * num_views
+    check_total("image_num_views", views_per_image, num_views, "views")
+    num_images = len(views_per_image)
+
+    questions_per_image = to_list(image_num_questions) or [1] * num_images
+    if len(questions_per_image) != num_images:
+        raise ValueError(f"image_num_questions has {len(questions_per_image)} entries for {num_images} images.")
+    num_segments = sum(questions_per_image)
+
+    images_per_sample = to_list(sample_num_images)
+    if images_per_sample is None:
+        images_per_sample = [1] * num_images
+    check_total("sample_num_images", images_per_sample, num_images, "images")
+
+    lengths = to_list(question_lengths) or [0] * num_segments
+    turns = to_list(question_turns) or [turn for count in questions_per_image for turn in range(count)]
+    if num_visual_tokens is None or isinstance(num_visual_tokens, int):
+        counts = [num_visual_tokens or default_num_visual_tokens] * num_segments
+    else:
+        counts = to_list(num_visual_tokens)
+    for name, values in (("question_lengths", lengths), ("question_turns", turns), ("num_visual_tokens", counts)):
+        if len(values) != num_segments:
+            raise ValueError(f"{name} has {len(values)} entries for {num_segments} questions.")
+
+    image_of = [image for image, count in enumerate(questions_per_image) for _ in range(count)]
+    sample_of = [sample for sample, count in enumerate(images_per_sample) for _ in range(count)]
+    segments = [
+        FusionSegment(image, turn, sample_of[image], length, count)
+        for image, turn, length, count in zip(image_of, turns, lengths, counts, strict=True)
+    ]
+    return FusionPlan(views_per_image, segments, len(images_per_sample))
+
+
+def query_token_ids(num_visual_tokens: int, first_query_token_id: int, eos_token_id: int, distinct: bool) -> list[int]:
+    """Rows of the fusion embedding table for one group of queries: m - 1 queries, then the eos (reference section 3).
+
+    >>> query_token_ids(4, 320, 319, distinct=True)
+    [320, 321, 322, 319]
+    """
+    queries = num_visual_tokens - 1
+    rows = range(first_query_token_id, first_query_token_id + queries) if distinct else [eos_token_id] * queries
+    return [*rows, eos_token_id]
+
+
+@dataclass
+class FusionRows:
+    """Padded input of the fusion decoder and where to read its output.
+
+    `embeds` (I, L, C) zero-padded on the right; `attention_mask` (I, L); `spans[g]` = (row, start, stop) of segment g.
+    """
+
+    embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    spans: list[tuple[int, int, int]]
+
+
+def build_fusion_rows(
+    view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan, keep_questions: bool
+) -> FusionRows:
+    """Join views and text of each image and pad on the right (reference section 3).
+
+    Args:
+        view_tokens: (V, T, C).
+        text_tokens: per segment, (question tokens + m_g, C) embedded question and queries.
+        plan: the batch.
+        keep_questions: whether `text_tokens` hold the question in front of the queries.
+    """
+    rows = [views.flatten(0, 1) for views in view_tokens.split(plan.views_per_image)]
+    parts: list[list[torch.Tensor]] = [[row] for row in rows]
+    ends = [row.shape[0] for row in rows]
+    spans = []
+    for segment, tokens in zip(plan.segments, text_tokens, strict=True):
+        start = ends[segment.image] + (segment.num_question_tokens if keep_questions else 0)
+        ends[segment.image] += tokens.shape[0]
+        spans.append((segment.image, start, ends[segment.image]))
+        parts[segment.image].append(tokens)
+
+    embeds = pad_sequence([torch.cat(row) for row in parts], batch_first=True)
+    lengths = torch.tensor(ends, device=embeds.device)
+    positions = torch.arange(embeds.shape[1], device=embeds.device)
+    return FusionRows(embeds, (positions[None] < lengths[:, None]).long(), spans)

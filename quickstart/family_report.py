@@ -1,0 +1,188 @@
+"""The report of a quickstart run: one self-contained HTML page with plots and examples, and its numbers as JSON."""
+
+import base64
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fusedvlm.files import write_atomically
+
+from .world import TASKS
+
+# Okabe and Ito's colours, distinct for colour-blind readers; markers tell the lines apart in black and white.
+STYLE = {
+    "colour": ("#0072B2", "o"),
+    "shape": ("#E69F00", "s"),
+    "letter": ("#009E73", "^"),
+    "list": ("#D55E00", "D"),
+    "read": ("#CC79A7", "v"),
+}
+
+
+def write_report(families: list, folder: Path) -> Path:
+    """Write report.html and report.json of one or several runs; returns the path of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = folder / "report.html"
+    html = environment.get_template("report.html.jinja").render(
+        families=[_family_view(family) for family in families],
+        tasks=TASKS,
+        environment=families[0].results.environment,
+    )
+    write_atomically(page, html)
+    write_atomically(folder / "report.json", json.dumps(summary(families, page), indent=2, allow_nan=False))
+    return page
+
+
+def write_scaling_pages(families: list) -> list[Path]:
+    """The scaling lab's page of each family, beside its results: rival laws, held-out errors, latency."""
+    from fusedvlm.scaling.report.scaling_report import collect
+    from fusedvlm.scaling.report.scaling_report import write_report as write_scaling_report
+
+    pages = []
+    for family in families:
+        # Swapped images are a control, not a benchmark: only results.json is read.
+        material = collect(family.folder)
+        for found in (material.curves, material.left_out):
+            for name in [name for name in found if name.startswith("swapped.json")]:
+                del found[name]
+        page = family.folder / "scaling.html"
+        write_scaling_report(material, page)
+        pages.append(page)
+    return pages
+
+
+def summary(families: list, page: Path) -> dict:
+    """Everything measured, as one JSON document."""
+    return {
+        "report": str(page),
+        "environment": asdict(families[0].results.environment),
+        "families": [
+            {
+                "folder": str(family.folder),
+                "mean_score": family.mean_scores(),
+                "mean_score_swapped": family.mean_scores(swapped=True),
+                "fit": None if family.fit is None else asdict(family.fit),
+                "scores": [asdict(score) for score in family.results.scores],
+                "latencies": [asdict(latency) for latency in family.results.latencies],
+                "stages": family.stages,
+            }
+            for family in families
+        ],
+        "alpha": _spread([family.fit.alpha for family in families if family.fit is not None]),
+    }
+
+
+def score_figure(family) -> Figure:
+    """Score against m on logarithmic axes: each task, the mean with its fitted law, the mean on swapped images."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for task in TASKS:
+        points = [s for s in family.results.scores if s.task == task]
+        colour, marker = STYLE[task]
+        axes.errorbar(
+            [p.num_visual_tokens for p in points],
+            [p.score for p in points],
+            yerr=[p.standard_error for p in points],
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1,
+            alpha=0.8,
+            label=task,
+        )
+    means, swapped = family.mean_scores(), family.mean_scores(swapped=True)
+    axes.plot(list(means), list(means.values()), "ko", markersize=7, label="mean")
+    if family.fit is not None:
+        grid = np.geomspace(min(means), max(means), 50)
+        label = f"{family.fit.c:.2f} / m^{family.fit.alpha:.2f}, R² = {family.fit.r2:.2f}"
+        axes.plot(grid, family.fit.predict(grid), "k-", linewidth=1.5, label=label)
+    axes.plot(list(swapped), list(swapped.values()), "k:x", linewidth=1, label="mean, images swapped")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(means), [str(m) for m in means])
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("visual tokens m")
+    axes.set_ylabel("score")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def latency_figure(family) -> Figure:
+    """Seconds to the first token and to a whole answer against m."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    counts = [row.num_visual_tokens for row in family.results.latencies]
+    axes.plot(
+        counts,
+        [1e3 * row.time_to_first_token for row in family.results.latencies],
+        "o-",
+        color="#0072B2",
+        label="first token",
+    )
+    axes.plot(
+        counts,
+        [1e3 * row.seconds_per_answer for row in family.results.latencies],
+        "s--",
+        color="#D55E00",
+        label="8 tokens",
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(m) for m in counts])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("visual tokens m")
+    axes.set_ylabel("milliseconds, pixels to text")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _family_view(family) -> dict:
+    """What the page shows of one run."""
+    means, swapped = family.mean_scores(), family.mean_scores(swapped=True)
+    by_task = {(s.task, s.num_visual_tokens): s for s in family.results.scores}
+    shown: dict[int, dict] = {}
+    for example in family.examples:
+        sample = example["sample"]
+        entry = shown.setdefault(id(sample), {"image": _image_uri(sample.image), "questions": []})
+        entry["questions"].append(example)
+    return {
+        "folder": family.folder.name,
+        "counts": list(means),
+        "means": means,
+        "swapped": swapped,
+        "scores": {task: [by_task[task, m] for m in means] for task in TASKS},
+        "fit": family.fit,
+        "stages": family.stages,
+        "latencies": family.results.latencies,
+        "score_plot": _figure_uri(score_figure(family)),
+        "latency_plot": _figure_uri(latency_figure(family)),
+        "examples": list(shown.values()),
+    }
+
+
+def _figure_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _image_uri(image) -> str:
+    buffer = io.BytesIO()
+    image.resize((192, 192), 0).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _spread(values: list[float]) -> dict | None:
+    """Mean and range over seeds; None without a fit."""
+    if not values:
+        return None
+    return {"mean": float(np.mean(values)), "low": min(values), "high": max(values), "seeds": len(values)}

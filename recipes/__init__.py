@@ -1,7 +1,0 @@
-"""Shipped training recipes (YAML), presets and accelerate configurations; read through `fusedvlm.trainers.recipes`."""
-
-from pathlib import Path
-
-FOLDER = Path(__file__).parent
-
-__all__ = ["FOLDER"]

@@ -1,0 +1,1 @@
+"""Divergence of two branches: theory, estimators, and the measurement over a model."""

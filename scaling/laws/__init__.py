@@ -1,0 +1,1 @@
+"""Laws of score against the number of visual tokens, their fits and comparisons."""

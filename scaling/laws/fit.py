@@ -1,0 +1,228 @@
+"""Fit S(m) = c / m^alpha, the paper's scaling law of performance in the number of visual tokens (section 4).
+
+`fit_power_law` takes two lists; `fit_curve` takes a `Curve` read from a file and adds rival laws and held-out errors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from fusedvlm.scaling.score_records import Curve
+
+from .law_forms import LAWS, FittedLaw, fit_law, rank_laws
+from .law_forms import solve_power as solve
+
+
+@dataclass(frozen=True)
+class PowerLawFit:
+    """A fitted S(m) = c / m^alpha.
+
+    `alpha` is negative where scores rise with m. `r2` is the share of the variance of log S explained, the space in
+    which the law is fitted; `r2_score` is the same for S itself. Intervals are (low, high) percentile intervals of a
+    bootstrap over the points; None with only two different m, where the law passes through every resample.
+    """
+
+    c: float
+    alpha: float
+    r2: float
+    n: int
+    c_interval: tuple[float, float] | None
+    alpha_interval: tuple[float, float] | None
+    confidence: float
+    r2_score: float
+
+    def predict(self, num_visual_tokens: Sequence[float]) -> np.ndarray:
+        """Fitted scores at the given m."""
+        return self.c * np.asarray(num_visual_tokens, dtype=float) ** -self.alpha
+
+
+@dataclass(frozen=True)
+class HeldOutError:
+    """Errors of a law at points it has not seen: each m left out in turn, relative to the score there.
+
+    `at_ends` are the extrapolations to the smallest and the largest m; `rms` is over all of them.
+    """
+
+    law: str
+    rms: float
+    at_ends: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CurveFit:
+    """Everything the fit of one curve says; `laws` are ranked by AICc, best first."""
+
+    curve: Curve
+    power: PowerLawFit
+    laws: tuple[FittedLaw, ...]
+    held_out: tuple[HeldOutError, ...]
+
+    def record(self) -> dict:
+        """One flat JSON-ready record: the curve's columns, the power law, and the other laws beneath."""
+        held_out = {error.law: error for error in self.held_out}
+        return {
+            **self.curve.columns,
+            **asdict(self.power),
+            "m": self.curve.m,
+            "score": self.curve.scores,
+            "excluded_m": [point.m for point in self.curve.excluded],
+            "excluded_score": [point.score for point in self.curve.excluded],
+            "best_law": self.laws[0].law,
+            "laws": [_law_record(law, held_out.get(law.law), self.laws[0].aicc) for law in self.laws],
+        }
+
+
+def check_points(num_visual_tokens: Sequence[float], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Points as arrays.
+
+    Raises:
+        ValueError: naming the point that is not a positive number, or when fewer than two distinct m are left.
+    """
+    m, score = np.asarray(num_visual_tokens, dtype=float), np.asarray(scores, dtype=float)
+    if m.shape != score.shape or m.ndim != 1:
+        raise ValueError(f"{m.size} numbers of visual tokens for {score.size} scores.")
+    for index, (x, y) in enumerate(zip(m, score, strict=True)):
+        if not (np.isfinite(x) and np.isfinite(y) and x > 0 and y > 0):
+            raise ValueError(f"Point {index} (m={x:g}, score={y:g}) is not positive; a power law has no place for it.")
+    if len(np.unique(m)) < 2:
+        raise ValueError(
+            f"A fit needs scores at two or more numbers of visual tokens, got m={sorted(set(m.tolist()))}."
+        )
+    return m, score
+
+
+def fit_power_law(
+    num_visual_tokens: Sequence[float],
+    scores: Sequence[float],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PowerLawFit:
+    """Exact least squares in logs; the same optimum as the paper's BFGS (theory, equation of section 4).
+
+    Args:
+        num_visual_tokens, scores: the points, positive numbers.
+        confidence: of the bootstrap intervals.
+        resamples: bootstrap resamples; those with a single m are redrawn.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: see `check_points`; or a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} is not between 0 and 1.")
+    m, score = check_points(num_visual_tokens, scores)
+    log_c, alpha = solve(np.log(m), np.log(score))
+    c_interval = alpha_interval = None
+    if len(np.unique(m)) > 2:
+        boot_log_c, boot_alpha = bootstrap_power_law(m, score, resamples, seed)
+        c_low, c_high = np.exp(percentile_interval(boot_log_c, confidence))
+        alpha_low, alpha_high = percentile_interval(boot_alpha, confidence)
+        c_interval, alpha_interval = (float(c_low), float(c_high)), (float(alpha_low), float(alpha_high))
+    return PowerLawFit(
+        c=float(np.exp(log_c)),
+        alpha=float(alpha),
+        r2=_r_squared(np.log(score), log_c - alpha * np.log(m)),
+        n=len(m),
+        c_interval=c_interval,
+        alpha_interval=alpha_interval,
+        confidence=confidence,
+        r2_score=_r_squared(score, np.exp(log_c) * m**-alpha),
+    )
+
+
+def bootstrap_power_law(
+    num_visual_tokens: Sequence[float], scores: Sequence[float], resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log c, alpha) of every resample of the points, two arrays of length `resamples`.
+
+    Raises:
+        ValueError: see `check_points`.
+    """
+    m, score = check_points(num_visual_tokens, scores)
+    log_m, log_score = np.log(m), np.log(score)
+    picks = _resample(len(m), log_m, resamples, np.random.default_rng(seed))
+    return solve(log_m[picks], log_score[picks])
+
+
+def predict_interval(
+    num_visual_tokens: Sequence[float],
+    scores: Sequence[float],
+    at: Sequence[float],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) bootstrap interval of the fitted curve at the m in `at`.
+
+    Raises:
+        ValueError: see `check_points`.
+    """
+    log_c, alpha = bootstrap_power_law(num_visual_tokens, scores, resamples, seed)
+    curves = np.exp(log_c[:, None] - alpha[:, None] * np.log(np.asarray(at, dtype=float)))
+    low, high = percentile_interval(curves, confidence)
+    return low, high
+
+
+def percentile_interval(draws: np.ndarray, confidence: float) -> np.ndarray:
+    """(2, ...) lower and upper ends of the central interval along the first axis."""
+    return np.percentile(draws, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
+
+
+def held_out_error(law: str, num_visual_tokens: Sequence[float], scores: Sequence[float]) -> HeldOutError | None:
+    """Leave out every m in turn, fit the rest, and compare with the scores left out.
+
+    Returns None where the rest has too few different m for the law.
+
+    Raises:
+        ValueError: see `check_points` and `fit_law`.
+    """
+    m, score = check_points(num_visual_tokens, scores)
+    distinct = np.unique(m)
+    if len(distinct) <= LAWS[law].num_parameters:
+        return None
+    errors = []
+    for left_out in distinct:
+        held = m == left_out
+        predicted = fit_law(law, m[~held], score[~held]).predict(m[held])
+        errors.append(float(np.mean((predicted - score[held]) / score[held])))
+    return HeldOutError(law, float(np.sqrt(np.mean(np.square(errors)))), (errors[0], errors[-1]))
+
+
+def fit_curve(curve: Curve, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> CurveFit:
+    """Power law with intervals, rival laws ranked by AICc, and held-out errors of one curve.
+
+    Raises:
+        ValueError: see `fit_power_law`.
+    """
+    power = fit_power_law(curve.m, curve.scores, confidence, resamples, seed)
+    laws = tuple(rank_laws(curve.m, curve.scores))
+    errors = (held_out_error(law.law, curve.m, curve.scores) for law in laws)
+    return CurveFit(curve, power, laws, tuple(error for error in errors if error is not None))
+
+
+def _law_record(law: FittedLaw, error: HeldOutError | None, best: float | None) -> dict:
+    return {
+        "law": law.law,
+        "formula": law.formula,
+        "parameters": law.parameters,
+        "aicc": law.aicc,
+        "delta_aicc": None if law.aicc is None or best is None else law.aicc - best,
+        "at_bound": law.at_bound,
+        "held_out_rms": None if error is None else error.rms,
+        "held_out_at_ends": None if error is None else list(error.at_ends),
+    }
+
+
+def _r_squared(observed: np.ndarray, predicted: np.ndarray) -> float:
+    spread = ((observed - observed.mean()) ** 2).sum()
+    return 1.0 if spread == 0 else float(1 - ((observed - predicted) ** 2).sum() / spread)
+
+
+def _resample(count: int, log_m: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """(resamples, count) indices with replacement, each row with at least two distinct m."""
+    picks = generator.integers(0, count, (resamples, count))
+    while (bad := np.ptp(log_m[picks], axis=1) == 0).any():
+        picks[bad] = generator.integers(0, count, (int(bad.sum()), count))
+    return picks

@@ -1,0 +1,1 @@
+"""Visual tokens against LLM parameters, and the choice for a budget."""

@@ -1,0 +1,1 @@
+"""Callbacks: what is watched, counted and shown while training."""

@@ -1,0 +1,255 @@
+"""Recipes: a training run as one YAML file that states only what differs from its base.
+
+    stage: generation            contrastive, generation or variants
+    base: generation.yaml        another recipe, merged first: a shipped name, or a path relative to this file
+    preset: single_gpu           a shipped preset, or a path; merged between the base and this file
+    model: / data: / run: / variants: / training:    the fields of the argument dataclasses
+
+Mappings merge key by key, everything else replaces; `null` goes back to the default. A field may stand at the top
+level without its section, as in TRL's flat files.
+"""
+
+import copy
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusedvlm.trainers.recipes import FOLDER
+
+STAGES = ("contrastive", "generation", "variants")
+SECTIONS = ("model", "data", "run", "variants", "training")
+HEADERS = ("stage", "base", "preset")
+
+
+@dataclass
+class Recipe:
+    """A recipe with its bases, preset and overrides merged.
+
+    Args:
+        stage: contrastive, generation or variants.
+        sections: {section: {field: value}}, only what was stated somewhere.
+        source: the file it was read from, for messages.
+    """
+
+    stage: str
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    source: str = "recipe"
+
+    def to_yaml(self) -> str:
+        """YAML that reads back as the same recipe."""
+        document = {"stage": self.stage, **{name: values for name, values in self.sections.items() if values}}
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A key stated twice is a mistake; plain YAML would keep the last one without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise ValueError(f"{node.start_mark.name}: {twice!r} is stated twice.")
+        return super().construct_mapping(node, deep)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names of the shipped recipes and their files, bases left out."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml")) if path.stem != "base"}
+
+
+def shipped_presets() -> dict[str, Path]:
+    """Names of the shipped presets and their files."""
+    return {path.stem: path for path in sorted((FOLDER / "presets").glob("*.yaml"))}
+
+
+def load_recipe(name: str | Path, preset: str | Path | None = None) -> Recipe:
+    """Read a recipe and everything it stands on.
+
+    Args:
+        name: a shipped recipe's name (`generation`) or the path of a file.
+        preset: a shipped preset's name or the path of one, merged over the recipe.
+
+    Raises:
+        ValueError: for a name, key, stage or base that does not exist, or bases that form a circle.
+    """
+    path = _find(name, FOLDER)
+    merged = _load_merged(path, ())
+    if merged.get("stage") not in STAGES:
+        raise ValueError(f"{path}: stage must be one of {', '.join(STAGES)}, got {merged.get('stage')!r}.")
+    # Once more as a whole: a field of a base may not exist at this stage.
+    recipe = Recipe(merged["stage"], place_sections(merged, merged["stage"], str(path)), str(path))
+    if preset is not None:
+        apply_preset(recipe, preset)
+    return recipe
+
+
+def apply_preset(recipe: Recipe, preset: str | Path) -> None:
+    """Merge a preset's settings for the recipe's stage over the recipe, in place.
+
+    A preset has parts `common`, `contrastive`, `generation` and `variants`; stage 3 takes `generation` and then its
+    own.
+    """
+    settings = preset_settings(preset, recipe.stage)
+    recipe.sections = merge(recipe.sections, settings)
+
+
+def preset_settings(preset: str | Path, stage: str) -> dict[str, dict]:
+    """What a preset states for a stage."""
+    path = _find(preset, FOLDER / "presets")
+    parts = _read(path)
+    unknown = set(parts) - {"common", *STAGES}
+    if unknown:
+        raise ValueError(f"{path}: {did_you_mean(sorted(unknown)[0], ['common', *STAGES])}")
+    settings: dict = {}
+    wanted = {"contrastive": ["contrastive"], "generation": ["generation"], "variants": ["generation", "variants"]}
+    for part in ["common", *wanted[stage]]:
+        settings = merge(settings, place_sections(parts.get(part) or {}, stage, str(path)))
+    return settings
+
+
+def merge(base: dict, changes: dict) -> dict:
+    """`changes` over `base`: mappings key by key, anything else replaces. Neither argument is modified."""
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # A tower is one thing: the sizes of one and the model type of another would be neither.
+        replaces = isinstance(value, dict) and "model_type" in value
+        merged[key] = merge(merged[key], value) if both and not replaces else copy.deepcopy(value)
+    return merged
+
+
+def place_sections(document: dict, stage: str, source: str) -> dict[str, dict]:
+    """A file's body with every field in its section and every name checked.
+
+    Raises:
+        ValueError: for a name that no dataclass of the stage has, with the closest one that exists.
+    """
+    known = fields_of(stage)
+    placed: dict[str, dict] = {}
+    for key, value in document.items():
+        if key in HEADERS:
+            continue
+        if key in SECTIONS:
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: section {key!r} must hold fields, got {value!r}.")
+            section, values = key, value
+        else:
+            section, values = section_of(key, known, source), {key: value}
+        for name in values:
+            if name not in known[section]:
+                choices = [f"{s}.{n}" for s, names in known.items() for n in names]
+                raise ValueError(f"{source}: {did_you_mean(f'{section}.{name}', choices)}")
+        placed[section] = merge(placed.get(section, {}), values)
+    return placed
+
+
+def section_of(name: str, known: dict[str, list[str]], source: str) -> str:
+    """The one section that has a field."""
+    homes = [section for section, names in known.items() if name in names]
+    if len(homes) == 1:
+        return homes[0]
+    if homes:
+        raise ValueError(f"{source}: {name!r} is a field of {' and '.join(homes)}; write {homes[0]}.{name}.")
+    choices = [*SECTIONS, *(n for names in known.values() for n in names)]
+    raise ValueError(f"{source}: {did_you_mean(name, choices)}")
+
+
+def fields_of(stage: str) -> dict[str, list[str]]:
+    """{section: names of its fields} at a stage."""
+    from .run_arguments import dataclasses_of
+
+    return {
+        section: [name for name, entry in kind.__dataclass_fields__.items() if entry.init]
+        for section, kind in dataclasses_of(stage).items()
+    }
+
+
+def set_field(recipe: Recipe, dotted: str, value: Any) -> None:
+    """Override one value, e.g. `training.learning_rate`, `learning_rate`, `model.fuser_config.num_hidden_layers`.
+
+    Raises:
+        ValueError: for a field that does not exist, or a path through something that is not a mapping or list.
+    """
+    parts = dotted.replace("-", "_").split(".")
+    known = fields_of(recipe.stage)
+    if parts[0] not in SECTIONS or (len(parts) == 1):
+        parts.insert(0, section_of(parts[0], known, f"--{dotted}"))
+    place_sections({parts[0]: {parts[1]: None}}, recipe.stage, f"--{dotted}")
+    if len(parts) == 2:
+        recipe.sections.setdefault(parts[0], {})[parts[1]] = value
+        return
+    inner = recipe.sections.setdefault(parts[0], {})
+    for depth, part in enumerate(parts[1:-1], start=1):
+        if isinstance(inner, dict) and inner.get(part) is None:
+            inner[part] = {}
+        inner = _child(inner, part, dotted)
+        if not isinstance(inner, dict | list):
+            raise ValueError(f"--{dotted}: {'.'.join(parts[: depth + 1])} is {inner!r}, which has no fields.")
+    if isinstance(inner, list):
+        _child(inner, parts[-1], dotted)
+        inner[int(parts[-1])] = value
+    else:
+        inner[parts[-1]] = value
+
+
+def _child(parent: dict | list, key: str, dotted: str) -> Any:
+    if isinstance(parent, dict):
+        return parent[key]
+    if not key.isdigit() or int(key) >= len(parent):
+        raise ValueError(f"--{dotted}: the list has {len(parent)} entries, so {key!r} must be 0 to {len(parent) - 1}.")
+    return parent[int(key)]
+
+
+def _load_merged(path: Path, above: tuple[Path, ...]) -> dict:
+    if path in above:
+        circle = " -> ".join(str(step) for step in (*above[above.index(path) :], path))
+        raise ValueError(f"Recipes stand on each other in a circle: {circle}.")
+    document = _read(path)
+    merged: dict = {}
+    if document.get("base") is not None:
+        merged = _load_merged(_find(document["base"], path.parent, FOLDER), (*above, path))
+    # A base without a stage of its own may be shared by all; its names are checked against the widest stage.
+    stage = document.get("stage") or merged.get("stage") or "variants"
+    if stage not in STAGES:
+        raise ValueError(f"{path}: {did_you_mean(str(stage), STAGES)}")
+    if document.get("preset") is not None:
+        merged = merge(merged, preset_settings(document["preset"], stage))
+    own = place_sections(document, stage, str(path))
+    if document.get("stage") is not None:
+        own["stage"] = document["stage"]
+    return merge(merged, own)
+
+
+def _read(path: Path) -> dict:
+    with open(path, encoding="utf-8") as file:
+        try:
+            document = yaml.load(file, _UniqueKeyLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must hold a YAML mapping, got {type(document).__name__}.")
+    return document
+
+
+def _find(name: str | Path, *folders: Path) -> Path:
+    """A recipe file: a path, a path relative to one of the folders, or the bare name of a file there."""
+    name = Path(name)
+    candidates = [name if name.is_absolute() else Path.cwd() / name]
+    candidates += [folder / name for folder in folders]
+    candidates += [folder / f"{name}.yaml" for folder in folders]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    shipped = sorted(path.stem for folder in folders for path in folder.glob("*.yaml") if path.stem != "base")
+    raise ValueError(f"There is no recipe {str(name)!r}: {did_you_mean(name.stem, shipped)} A path works too.")
+
+
+def did_you_mean(name: str, choices) -> str:
+    """A wrong name and the closest right one, or the first right ones."""
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(choices[:12])}."
+    return f"unknown name {name!r}; {hint}"

@@ -1,0 +1,203 @@
+"""A recipe and command-line words to typed arguments, through TRL's parser."""
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from trl import TrlParser
+
+from .recipe_files import Recipe, load_recipe, set_field
+from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments, dataclasses_of
+
+# What `--help` shows of TrainingArguments; `--help-all` shows every field.
+ESSENTIAL = (
+    "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type",
+    "warmup_steps", "weight_decay", "vision_learning_rate", "freeze", "bf16", "gradient_checkpointing", "seed",
+    "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers", "report_to", "use_cpu",
+)  # fmt: skip
+
+
+@dataclass
+class RunPlan:
+    """A resolved recipe with its typed arguments. `variants` is None before stage 3."""
+
+    recipe: Recipe
+    model: ModelArguments
+    data: DataArguments
+    run: RunArguments
+    training: Any
+    variants: VariantArguments | None = None
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser whose mistakes are `ValueError`s rather than an exit with a page of usage."""
+
+    def error(self, message: str):
+        """Raise what argparse found wrong."""
+        raise ValueError(message)
+
+
+def split_command_line(words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, list[str]]]]:
+    """`--config`, `--preset` and flags apart from overrides: ({option: value}, [(dotted name, its words)]).
+
+    Raises:
+        ValueError: for a word that belongs to no option.
+    """
+    options: dict[str, str] = {}
+    overrides: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            overrides.append((name, [value] if equals else []))
+        elif overrides:
+            overrides[-1][1].append(word)
+        else:
+            raise ValueError(f"{word!r} belongs to no option; write --config {word} or --field {word}.")
+    for name in ("config", "preset", "print-config"):
+        given = [values for key, values in overrides if key.replace("_", "-") == name]
+        overrides = [(key, values) for key, values in overrides if key.replace("_", "-") != name]
+        if given:
+            if len(given[-1]) != (0 if name == "print-config" else 1):
+                raise ValueError(f"--{name} takes {'no value' if name == 'print-config' else 'one value'}.")
+            options[name] = given[-1][0] if given[-1] else "true"
+    return options, overrides
+
+
+def read_value(words: list[str], inside_mapping: bool) -> Any:
+    """Words after an option: none is true, several are a list. Only inside mappings is one word YAML."""
+    if not words:
+        return True
+    if len(words) > 1:
+        return list(words)
+    if inside_mapping or words[0].lstrip().startswith(("{", "[")):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(words[0])
+    return words[0]
+
+
+def read_recipe(stage: str, words: Sequence[str]) -> tuple[Recipe, bool]:
+    """The recipe a command line asks for, and whether it is only to be printed.
+
+    Raises:
+        ValueError: for mistakes in the recipe or the words; also when the recipe is of another stage.
+    """
+    options, overrides = split_command_line(words)
+    recipe = load_recipe(options.get("config", stage), options.get("preset"))
+    if recipe.stage != stage:
+        raise ValueError(f"{recipe.source} is a recipe of stage {recipe.stage!r}; run `fusedvlm train {recipe.stage}`.")
+    for name, values in overrides:
+        set_field(recipe, name, read_value(values, inside_mapping=_is_inside_mapping(name)))
+    return recipe, "print-config" in options
+
+
+def plan_run(recipe: Recipe) -> RunPlan:
+    """Typed arguments of a recipe, gradient accumulation included.
+
+    Raises:
+        ValueError: for a value of the wrong type, or arguments that cannot work together.
+    """
+    kinds = dataclasses_of(recipe.stage)
+    known = kinds["model"], kinds["data"], kinds["run"], kinds["training"]
+    sections = {name: dict(recipe.sections.get(name) or {}) for name in kinds}
+    _check_fuser_config(sections["model"].get("fuser_config"))
+    run = _parse(kinds["run"], sections["run"], "run")
+    training = {**sections["training"], **_accumulation(run, sections["training"], kinds["training"])}
+    parsed = [_parse(kind, values, name) for kind, values, name in zip(
+        known, (sections["model"], sections["data"], sections["run"], training), ("model", "data", "run", "training"),
+        strict=True,
+    )]  # fmt: skip
+    variants = _parse(kinds["variants"], sections["variants"], "variants") if "variants" in kinds else None
+    return RunPlan(recipe, *parsed, variants)
+
+
+def gradient_accumulation(global_batch_size: int, per_device: int, processes: int) -> int:
+    """Micro-batches per optimizer step.
+
+    Raises:
+        ValueError: when the global batch is not a whole number of micro-batches, with the nearest that are.
+    """
+    at_once = per_device * processes
+    steps, rest = divmod(global_batch_size, at_once)
+    if rest or steps == 0:
+        fits = [size for size in range(1, per_device + 1) if global_batch_size % (size * processes) == 0]
+        sizes = f"per_device_train_batch_size={fits[-1]}" if fits else "another number of processes"
+        raise ValueError(
+            f"global_batch_size={global_batch_size} is no multiple of {per_device} samples x {processes} processes = "
+            f"{at_once}; use {sizes}, or global_batch_size={max(1, round(global_batch_size / at_once)) * at_once}."
+        )
+    return steps
+
+
+def world_size() -> int:
+    """Processes of this run, as the launcher (torchrun, accelerate) states them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _accumulation(run: RunArguments, training: dict, kind: type) -> dict[str, int]:
+    if run.global_batch_size is None:
+        return {}
+    fields = kind.__dataclass_fields__
+    per_device = _as_int(training.get("per_device_train_batch_size"), fields["per_device_train_batch_size"].default)
+    steps = gradient_accumulation(run.global_batch_size, per_device, world_size())
+    stated = training.get("gradient_accumulation_steps")
+    if stated is not None and int(stated) != steps:
+        raise ValueError(
+            f"gradient_accumulation_steps={stated} contradicts global_batch_size={run.global_batch_size} with "
+            f"{per_device} samples x {world_size()} processes, which takes {steps}; state one of the two."
+        )
+    return {"gradient_accumulation_steps": steps}
+
+
+def _as_int(value: Any, default: int) -> int:
+    try:
+        return default if value is None else int(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"per_device_train_batch_size={value!r} is not a number of samples.") from error
+
+
+def _parse(kind: type, values: dict[str, Any], section: str) -> Any:
+    """A section's values, stated as command-line words so that a file and a command are read alike."""
+    words = []
+    for name, value in values.items():
+        if value is None:
+            continue  # null: the default
+        words.append(f"--{name}")
+        if isinstance(value, list) and _is_plain_list(kind, name):
+            words += [str(item) for item in value]
+        else:
+            words.append(json.dumps(value) if isinstance(value, dict | list) else str(value))
+    parser = RecipeParser([kind], add_help=False, allow_abbrev=False)
+    try:
+        with warnings.catch_warnings():
+            # The name that every supported transformers knows; new ones also have another.
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[0]
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
+
+
+def _is_plain_list(kind: type, name: str) -> bool:
+    """Whether argparse takes the field as several words (list[str]) rather than as one JSON word."""
+    text = str(kind.__dataclass_fields__[name].type)
+    return "list[" in text and "dict" not in text and "list[list" not in text
+
+
+def _is_inside_mapping(dotted: str) -> bool:
+    parts = dotted.split(".")
+    return len(parts) > (2 if parts[0] in ("model", "data", "run", "variants", "training") else 1)
+
+
+def _check_fuser_config(given: Any) -> None:
+    from fusedvlm.modeling_fusedvlm import FusedVLMFuserConfig
+
+    from .recipe_files import did_you_mean
+
+    known = list(FusedVLMFuserConfig().to_dict())
+    for name in given if isinstance(given, dict) else ():
+        if name not in known:
+            raise ValueError(f"model.fuser_config: {did_you_mean(name, known)}")

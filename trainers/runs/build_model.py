@@ -1,0 +1,265 @@
+"""The model and processor a recipe describes: a saved one, new from backbones, or tiny and random for smoke tests."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+from transformers.integrations import deepspeed as hf_deepspeed
+
+from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
+from fusedvlm.processing import FusedVLMProcessor, build_processor
+from fusedvlm.processing.build_processor import clip_query_tokenizer
+from fusedvlm.trainers.checkpoints import MARKER, problems, whole_folder
+from fusedvlm.trainers.recipes.run_arguments import ModelArguments
+
+BYTES = "bytes"
+
+
+def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir: str | Path, seed: int):
+    """What a stage trains.
+
+    Args:
+        arguments: see `ModelArguments`.
+        stage: contrastive or generation.
+        output_dir: a random LLM is written to `backbones/llm` in it, because variants refer to their LLM.
+        seed: of everything random.
+
+    Raises:
+        ValueError: for towers that do not fit together, or a stage-1 start that is not one.
+    """
+    set_seed(seed)
+    with whole_on_every_rank():
+        if arguments.model_name_or_path is None:
+            model, processor = _from_backbones(arguments, stage, Path(output_dir), seed)
+        else:
+            model, processor = _from_saved(arguments, stage)
+    set_visual_tokens(
+        model,
+        processor,
+        arguments.num_visual_tokens,
+        arguments.num_followup_visual_tokens,
+        arguments.trained_num_visual_tokens,
+        seed,
+    )
+    model.config.fuse_question = arguments.fuse_question
+    model.config.max_local_views = processor.image_processor.max_local_views = arguments.max_local_views
+    if arguments.text_dtype is not None and hasattr(model.model, "language_model"):
+        model.model.language_model.to(getattr(torch, arguments.text_dtype))
+        model.lm_head.to(getattr(torch, arguments.text_dtype))
+    return model, processor
+
+
+@contextmanager
+def whole_on_every_rank() -> Iterator[None]:
+    """Build the model whole even under ZeRO-3, which splits it later.
+
+    transformers would build it split from the start, and a variant whose LLM is a reference cannot be read into that.
+    """
+    reference = hf_deepspeed._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            hf_deepspeed.set_hf_deepspeed_config(config)
+
+
+def set_visual_tokens(
+    model, processor, num_visual_tokens: int, num_followup: int | None, trained: list[int] | None, seed: int
+) -> None:
+    """Turn the dial of a model and its processor, adding query rows where the largest m needs more.
+
+    Smaller m keep the rows they do not use. New rows are drawn as the fusion decoder's embeddings are at the start,
+    from (seed, number of rows) alone.
+
+    Args:
+        num_visual_tokens, num_followup: m and m'; m' is the paper's 8, or m where m is smaller, when not given.
+        trained: every m to be trained; [m] when not given.
+    """
+    config = model.config
+    trained = list(trained or [num_visual_tokens])
+    missing = config.first_query_token_id + max(trained) - 1 - config.fuser_config.vocab_size
+    if missing > 0 and config.distinct_queries:
+        _add_query_rows(model, missing, seed)
+    num_followup = min(8, num_visual_tokens) if num_followup is None else num_followup
+    config.trained_num_visual_tokens = trained
+    for name, count in (("num_visual_tokens", num_visual_tokens), ("num_followup_visual_tokens", num_followup)):
+        config.check_num_visual_tokens(count, name)
+        setattr(config, name, count)
+        setattr(processor, name, count)
+    processor.max_num_visual_tokens = max(trained)
+
+
+@torch.no_grad()
+def _add_query_rows(model, count: int, seed: int) -> None:
+    fuser = model.model.fuser
+    old = fuser.embed_tokens
+    rows, width = old.weight.shape
+    table = nn.Embedding(rows + count, width, old.padding_idx, device=old.weight.device, dtype=old.weight.dtype)
+    generator = torch.Generator().manual_seed(seed + rows)
+    new = torch.randn(count, width, generator=generator) * model.config.fuser_config.initializer_range
+    table.weight.copy_(torch.cat([old.weight, new.to(old.weight)]))
+    table.weight.requires_grad_(old.weight.requires_grad)
+    fuser.embed_tokens = table
+    model.config.fuser_config.vocab_size = fuser.config.vocab_size = fuser.vocab_size = rows + count
+
+
+def _from_saved(arguments: ModelArguments, stage: str):
+    kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
+    path = arguments.model_name_or_path
+    if Path(path).is_dir() and (Path(path) / MARKER).exists():
+        wrong = problems(Path(path), contents=False)
+        if wrong:
+            raise ValueError(f"model.model_name_or_path={path} is damaged: {'; '.join(wrong[:3])}.")
+    elif path.startswith("runs/") and not Path(path).exists():
+        raise ValueError(f"model.model_name_or_path={path} does not exist: run the stage that writes it first.")
+    options = {"revision": arguments.model_revision} if arguments.model_revision else {}
+    processor = FusedVLMProcessor.from_pretrained(path, **options)
+    model = kind.from_pretrained(path, **options, **_loading(arguments))
+    return model, processor
+
+
+def _loading(arguments: ModelArguments) -> dict:
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    attention = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    return {"dtype": dtype, **attention}
+
+
+def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, seed: int):
+    query_tokenizer = load_query_tokenizer(arguments.query_tokenizer)
+    vision = arguments.vision
+    if isinstance(vision, dict):
+        vision = AutoModel.from_config(_config(vision, "model.vision"))
+    text = arguments.text
+    if isinstance(text, dict):
+        text = str(write_random_llm(text, output_dir / "backbones" / "llm", seed))
+    # Seeded again for each part: whether the LLM had to be written must not change what comes after it.
+    set_seed(seed)
+    answer = _answer_tower(arguments, query_tokenizer, seed) if stage == "contrastive" else None
+    options = {
+        "num_visual_tokens": arguments.num_visual_tokens,
+        "num_followup_visual_tokens": arguments.num_followup_visual_tokens,
+        "trained_num_visual_tokens": arguments.trained_num_visual_tokens or [arguments.num_visual_tokens],
+        "max_local_views": arguments.max_local_views,
+        "fuse_question": arguments.fuse_question,
+        "query_vocab_size": len(query_tokenizer),
+        "query_eos_token_id": query_tokenizer.eos_token_id,
+        "fuser_config": arguments.fuser_config,
+        "vision_revision": arguments.vision_revision,
+        "text_revision": arguments.text_revision,
+        "dtype": _loading(arguments)["dtype"],
+    }
+    if answer is not None:
+        options.update(answer_config=answer.config.to_dict(), projection_dim=answer.config.projection_dim)
+    kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
+    set_seed(seed)
+    model = kind.from_backbones(vision, text, **options)
+    if arguments.attn_implementation:
+        model.set_attn_implementation(arguments.attn_implementation)
+    if answer is not None:
+        _load_answer_tower(model, answer)
+    return model, build_processor(model.config, query_tokenizer=query_tokenizer)
+
+
+def load_query_tokenizer(name: str | None):
+    """The fusion module's tokenizer: CLIP's BPE, one that reads bytes, or any by folder or repo id."""
+    if name is None:
+        return clip_query_tokenizer()
+    return byte_tokenizer(["<|endoftext|>"]) if name == BYTES else AutoTokenizer.from_pretrained(name)
+
+
+def byte_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
+    """One token per byte, so that any text can be read without a vocabulary; the last special token is the eos."""
+    alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[-1], pad_token=special[0])
+
+
+def write_random_llm(sizes: dict, folder: Path, seed: int) -> Path:
+    """A random causal LM over bytes, written once and then reused. Returns its absolute path.
+
+    Args:
+        sizes: its config, with `model_type`; the vocabulary is 256 bytes and four special tokens.
+        folder: where it goes; a whole one that is there is kept, so that a resumed run finds the same LLM.
+    """
+    folder = folder.absolute()
+    with PartialState().main_process_first():
+        if folder.is_dir() and not problems(folder):
+            return folder
+        tokenizer = byte_tokenizer(["<pad>", "<image>", "<s>", "</s>"])
+        tokenizer.bos_token = "<s>"
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+        config = _config({**sizes, **ids, "vocab_size": len(tokenizer)}, "model.text")
+        set_seed(seed)
+        with whole_folder(folder) as staging:
+            AutoModelForCausalLM.from_config(config).save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+    return folder
+
+
+def _config(sizes: dict, name: str):
+    if sizes.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(f"{name} has model_type={sizes.get('model_type')!r}, which is no model of transformers.")
+    sizes = dict(sizes)
+    return CONFIG_MAPPING[sizes.pop("model_type")](**sizes)
+
+
+def _answer_tower(arguments: ModelArguments, query_tokenizer, seed: int) -> CLIPTextModelWithProjection:
+    """The text tower that reads answers, with as many positions as asked for."""
+    if arguments.answer is None:
+        raise ValueError("Stage 1 reads answers with a text tower: set model.answer to a CLIP, or to sizes as JSON.")
+    eos = query_tokenizer.eos_token_id
+    if isinstance(arguments.answer, dict):
+        sizes = {"vocab_size": len(query_tokenizer), "max_position_embeddings": arguments.answer_positions}
+        ids = {"eos_token_id": eos, "bos_token_id": None, "pad_token_id": eos}
+        return CLIPTextModelWithProjection(CLIPTextConfig(**{**sizes, **ids, **arguments.answer}))
+    tower = CLIPTextModelWithProjection.from_pretrained(arguments.answer, revision=arguments.answer_revision)
+    if tower.config.vocab_size != len(query_tokenizer):
+        raise ValueError(
+            f"The answer tower {arguments.answer} has {tower.config.vocab_size} tokens and the query tokenizer "
+            f"{len(query_tokenizer)}: answers are read with the query tokenizer, so they must be equal."
+        )
+    extend_positions(tower, arguments.answer_positions, seed)
+    return tower
+
+
+@torch.no_grad()
+def extend_positions(tower: CLIPTextModelWithProjection, positions: int, seed: int) -> None:
+    """Give a text tower `positions` text positions: its own first, further ones drawn around the mean of its own.
+
+    The published code draws them from a normal with the mean and deviation of the whole old table (reference section
+    5). Fewer positions than it has cut the table.
+    """
+    embeddings = tower.text_model.embeddings
+    old = embeddings.position_embedding.weight
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(max(0, positions - len(old)), old.shape[1], generator=generator) * old.std() + old.mean()
+    table = nn.Embedding(positions, old.shape[1], dtype=old.dtype)
+    table.weight.copy_(torch.cat([old[:positions], drawn.to(old)]))
+    embeddings.position_embedding = table
+    embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
+    tower.config.max_position_embeddings = positions
+
+
+def _load_answer_tower(model, answer: CLIPTextModelWithProjection) -> None:
+    target = getattr(model.answer_tower, "text_model", model.answer_tower)  # nested before transformers 5.2x
+    target.load_state_dict(answer.text_model.state_dict())
+    model.answer_projection.load_state_dict(answer.text_projection.state_dict())

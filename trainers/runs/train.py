@@ -1,0 +1,232 @@
+"""Run a recipe: the same code behind `fusedvlm train`, `accelerate launch -m fusedvlm.trainers` and Python.
+
+run_recipe(load_recipe("generation", preset="single_gpu"))
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.utils import logging as hf_logging
+
+from fusedvlm.console import say, show
+from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
+from fusedvlm.trainers.checkpoints import STAGING, find_last_checkpoint, mark_complete, problems, publish, require_whole
+from fusedvlm.trainers.parameter_groups import describe_groups, group_parameters
+from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
+from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, plan_run, read_recipe, world_size
+
+from .build_model import build_model_and_processor, whole_on_every_rank
+from .run_record import changes, describe_run, read_record, write_record
+from .training_data import data_manifest, open_datasets
+
+FINAL = "final"
+TITLES = {"contrastive": "stage 1 (contrastive)", "generation": "stage 2 (generation)"}
+
+
+def run_recipe(
+    recipe: Recipe | str | Path, preset: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> Path | list[Path]:
+    """Carry a recipe out, or continue it where it stopped.
+
+    Args:
+        recipe: a recipe, the name of a shipped one, or the path of a file.
+        preset: merged over it when it is a name or path.
+        callbacks: further trainer callbacks.
+
+    Returns:
+        The folder of the finished model, which `from_pretrained` loads; of every variant at stage 3.
+
+    Raises:
+        ValueError: for settings that cannot work, and for an output folder that holds another run.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, preset)
+    plan = plan_run(recipe)
+    if recipe.stage == "variants":
+        from .variants import train_variants
+
+        return train_variants(plan, callbacks)
+    output_dir = Path(plan.training.output_dir)
+    return train_stage(plan, output_dir, output_dir / FINAL, TITLES[recipe.stage], callbacks)
+
+
+def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: Sequence[TrainerCallback] = ()) -> Path:
+    """Train one model to the end and publish it as `target`; a finished one is left as it is.
+
+    Args:
+        plan: typed arguments.
+        work: folder of checkpoints and of `run.json`.
+        target: folder of the finished model.
+        title: for the progress bar.
+        callbacks: further trainer callbacks.
+    """
+    stage = "contrastive" if plan.recipe.stage == "contrastive" else "generation"
+    train_data, eval_data = open_datasets(plan.data)
+    record = describe_run(plan.recipe, data_manifest(plan.data, train_data), world_size())
+    if target.is_dir() and not problems(target, contents=False):
+        _compare(plan, work, record)
+        _tell(f"{target} is finished; nothing to do.")
+        return target
+    checkpoint = choose_checkpoint(plan, work, record)
+    if PartialState().is_main_process:
+        write_record(work, record)
+    training = replace_output(plan.training, work)
+    model, processor = build_model_and_processor(plan.model, stage, work, training.seed)
+    trainer = make_trainer(plan, stage, training, model, processor, train_data, eval_data)
+    _tell(f"{title}: parameters that learn\n{describe_learning(trainer)}")
+    trainer.add_callback(ConsoleCallback(title))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    if checkpoint is not None:
+        _tell(f"Resuming from {checkpoint}.")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_state()
+    record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    save_finished(trainer, target, record)
+    if PartialState().is_main_process:
+        write_record(work, record)
+    return target
+
+
+def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_data, eval_data=None):
+    """The stage's trainer, its modules compiled where asked for, quiet on standard output."""
+    from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
+    from fusedvlm.trainers.contrastive import ContrastiveTrainer
+    from fusedvlm.trainers.generation import GenerationTrainer
+
+    compile_modules(model, plan.run.torch_compile_modules or [], plan.run.torch_compile_modules_backend)
+    kind = ContrastiveTrainer if stage == "contrastive" else GenerationTrainer
+    trainer = kind(
+        model=model, args=training, train_dataset=train_data, eval_dataset=eval_data, processing_class=processor,
+        callbacks=[MixtureEpochs()],
+    )  # fmt: skip
+    with whole_on_every_rank():
+        trainer.throughput.shapes  # noqa: B018 - counted on a model without memory, which ZeRO-3 would try to split
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if stage == "contrastive" and training.gradient_accumulation_steps > 1:
+        pairs = training.per_device_train_batch_size * training.world_size
+        _tell(
+            f"Stage 1 compares the {pairs} samples of a micro-batch with each other, not the {pairs} x "
+            f"{training.gradient_accumulation_steps} of a step: more processes or larger batches give more negatives."
+        )
+    return trainer
+
+
+def describe_learning(trainer) -> str:
+    """Who learns and how fast, one line per parameter group."""
+    args = trainer.args
+    return describe_groups(
+        group_parameters(trainer.model, args.learning_rate, args.weight_decay, args.vision_learning_rate)
+    )
+
+
+def compile_modules(model, names: Sequence[str], backend: str) -> None:
+    """Compile submodules in place; parameter names stay as they are.
+
+    Raises:
+        ValueError: for a module that does not exist.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            top = sorted(key for key in modules if key.count(".") <= 1 and key)
+            raise ValueError(f"run.torch_compile_modules: no module {name!r}; there are {', '.join(top)}.")
+        modules[name].compile(backend=backend)
+
+
+def choose_checkpoint(plan: RunPlan, work: Path, record: dict) -> Path | None:
+    """What to continue from.
+
+    Raises:
+        ValueError: when the folder holds a run with other settings, or `never` finds one, or the path is damaged.
+    """
+    resume = plan.run.resume
+    if resume not in ("auto", "never"):
+        return require_whole(resume)
+    checkpoint = find_last_checkpoint(work, report=_tell)
+    if checkpoint is None:
+        return None
+    if resume == "never":
+        raise ValueError(f"{work} holds {checkpoint.name} of an earlier run; give another output_dir or delete it.")
+    _compare(plan, work, record)
+    return checkpoint
+
+
+def save_finished(trainer, target: Path, record: dict) -> None:
+    """Save the model and processor as a folder that appears when it is whole. Every rank must call this."""
+    staging = target.parent / STAGING / target.name
+    if trainer.args.should_save:
+        shutil.rmtree(staging, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(staging), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        write_record(staging, record)
+        mark_complete(staging)
+        publish(staging, target)
+    trainer.accelerator.wait_for_everyone()
+
+
+def replace_output(training, output_dir: Path):
+    """Training arguments with another output folder."""
+    if Path(training.output_dir) == output_dir:
+        return training
+    return replace(training, output_dir=str(output_dir))
+
+
+def _compare(plan: RunPlan, work: Path, record: dict) -> None:
+    earlier = read_record(work)
+    if earlier is None:
+        return
+    different = changes(earlier["recipe"], record["recipe"])
+    for part in ("sources", "mixture", "samples"):
+        before, now = ((entry["data"] or {}).get(part) for entry in (earlier, record))
+        if before != now and not any(name.startswith("data.") for name in different):
+            different.append(f"data {part}: {before} -> {now}")
+    if different:
+        raise ValueError(
+            f"{work} holds a run with other settings ({'; '.join(different[:4])}). Give another output_dir, or "
+            "continue it with the new settings by naming its checkpoint: --run.resume PATH."
+        )
+
+
+def _tell(message: str) -> None:
+    if PartialState().is_main_process:
+        say(message)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """`STAGE [--config FILE] [--preset NAME] [--field value ...]`; see `fusedvlm train STAGE --help`."""
+    from fusedvlm.trainers.cli import run_words
+
+    try:
+        run_words(list(sys.argv[1:] if words is None else words))
+    except ValueError as error:
+        say(f"fusedvlm: {error}")
+        sys.exit(2)
+
+
+def run_stage(stage: str, words: Sequence[str]) -> None:
+    """What the command line asks for: print the resolved recipe, or carry it out and show the folders it made."""
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()  # ours shows the steps; theirs, every file that is read or written
+    recipe, only_print = read_recipe(stage, words)
+    if only_print:
+        check = Recipe(recipe.stage, merge(recipe.sections, {"training": {"use_cpu": True}}), recipe.source)
+        plan_run(check)  # a recipe for GPUs can be printed without one
+        if PartialState().is_main_process:
+            show(recipe.to_yaml().rstrip())
+        return
+    result = run_recipe(recipe)
+    if PartialState().is_main_process:
+        for folder in result if isinstance(result, list) else [result]:
+            show(str(folder))
