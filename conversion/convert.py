@@ -1,4 +1,7 @@
-"""Published research checkpoints to variants of this package, and back (reference sections 7 and 8).
+"""Published research checkpoints to variants of this package, and back.
+
+Names and shapes: docs/reference.md, "Tensors". What a saved config loses: docs/reference.md,
+"Configurations that do not survive a reload".
 
 Sizes are read from the tensors: the published config loses some of them on reload. What tensors cannot tell (heads of
 the vision tower and the LLM, activations, epsilons, rotary base, m and m') comes from the published config.

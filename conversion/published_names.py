@@ -1,4 +1,4 @@
-"""Parameter names of the published checkpoints and ours, in both directions (reference section 8)."""
+"""Parameter names of the published checkpoints and ours, in both directions (docs/reference.md, "Tensors")."""
 
 import re
 from dataclasses import dataclass, field

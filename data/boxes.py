@@ -2,7 +2,7 @@
 
 Two ways to write a box, corners from the top left, relative to the image's width and height:
 
-    <bbox>137,82,500,999</bbox>      whole numbers 0..999 (the published checkpoints; reference section 1.8)
+    <bbox>137,82,500,999</bbox>      whole numbers 0..999 (the published checkpoints; docs/reference.md, "Boxes")
     [0.137, 0.082, 0.5, 1.0]         0..1 (LLaVA, SVIT)
 
 LLaVA-1.5's boxes are of the padded square already, SVIT's are of the image as it is. Coordinates are fractions here, so
@@ -78,7 +78,7 @@ class Placement:
 
 
 def square_placement(width: int, height: int, tile_size: int = 336) -> Placement:
-    """An image on the padded square that becomes the global view, to the pixel (reference section 1.4).
+    """An image on the padded square that becomes the global view, to the pixel (docs/reference.md, "The global view").
 
     Raises:
         ValueError: for an image without pixels.
@@ -91,7 +91,7 @@ def square_placement(width: int, height: int, tile_size: int = 336) -> Placement
 
 
 def canvas_placement(width: int, height: int, tile_size: int = 336, max_local_views: int = 9) -> Placement:
-    """An image on the canvas that is cut into local views (reference section 1.2).
+    """An image on the canvas that is cut into local views (docs/reference.md, "The canvas").
 
     Raises:
         ValueError: for an image without pixels, or when there are no local views.

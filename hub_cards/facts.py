@@ -154,7 +154,7 @@ class CardFacts:
 
     Args:
         repo_id, tag: the repository the card is for, and the release that its snippets pin.
-        stated, counted: see there.
+        stated, counted: what the publisher says, and what follows from the configuration and the tensors.
         measured: the family's results, or None.
         control: the same questions with swapped images, or None.
         training: resolved settings of the run, or None.

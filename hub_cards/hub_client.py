@@ -50,7 +50,7 @@ class Hub:
     Args:
         endpoint: base URL; by default HF_ENDPOINT or the public Hub.
         token: by default the one of `hf auth login` or HF_TOKEN. It is never shown.
-        patience: see there.
+        patience: how often and how long to try again; by default `Patience()`.
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None, patience: Patience | None = None):

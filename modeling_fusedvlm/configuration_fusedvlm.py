@@ -31,7 +31,7 @@ class FusedVLMFuserConfig(LlamaConfig):
     It has a model type of its own so that `FusedVLMFuserConfig.from_pretrained(folder)` cannot read the LLM's config.
 
     Rows `first_query_token_id ...` of the embedding table are the learnable queries; the row `eos_token_id` is the last
-    query of every group (reference section 3).
+    query of every group (fusedvlm's docs/reference.md, "Queries").
     """
 
     model_type = "fusedvlm_fuser"
@@ -83,7 +83,8 @@ class FusedVLMConfig(PreTrainedConfig):
         logit_scale_init_value (`float`): initial log temperature of stage 1.
         zero_large_answer_entries (`bool`): reproduce the published batch-dependent mask of stage 1, which zeroes
             projected answer entries further than one standard deviation from the mean of the whole batch
-            (reference section 5). Off by default: with it, a pair's score depends on the rest of the batch.
+            (fusedvlm's docs/reference.md, "Large answer entries").
+            Off by default: with it, a pair's score depends on the rest of the batch.
         projector_initializer_range (`float`): standard deviation of the projection's initial weights.
         text_model_name_or_path, text_model_revision (`str`, *optional*): repo id and commit of the frozen LLM.
             When set, checkpoints hold only the trained parts and the LLM is read from there.

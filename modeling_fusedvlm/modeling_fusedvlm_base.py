@@ -25,7 +25,7 @@ AUTO_MAP = {
 
 
 class FusedVLMProjector(nn.Linear):
-    """Bias-free linear from fusion width to LLM width; a class of its own because its initial scale is (section 4)."""
+    """Bias-free linear from fusion width to LLM width; a class of its own because its initial scale is."""
 
     def __init__(self, config: FusedVLMConfig):
         super().__init__(config.fuser_config.hidden_size, config.text_config.hidden_size, bias=False)

@@ -29,7 +29,7 @@ class FusedVLMContrastiveOutput(ModelOutput):
 
     Args:
         loss: contrastive_loss + identity_loss, with `return_loss=True`.
-        contrastive_loss, identity_loss: its two parts (reference section 5).
+        contrastive_loss, identity_loss: its two parts.
         logits_per_image: (G, G) cosines, not scaled by the temperature, as published.
         logit_scale: scalar, exp of the learned log temperature.
         image_embeds: (G, projection_dim) unit rows, from the eos state of each question.
@@ -48,7 +48,10 @@ class FusedVLMContrastiveOutput(ModelOutput):
 
 
 class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
-    """Stage 1: the eos state of question k against the answer tower's eos state of answer k (reference section 5)."""
+    """Stage 1: the eos state of question k against the answer tower's eos state of answer k.
+
+    As published, but for `zero_large_answer_entries`: fusedvlm's docs/reference.md, "Stage 1".
+    """
 
     main_input_name = "pixel_values"
 

@@ -19,8 +19,8 @@ from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
-# CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (reference
-# section 2). Towers of other families return normalised tokens.
+# CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (fusedvlm's
+# docs/reference.md, "Vision tower"). Towers of other families return normalised tokens.
 TOWERS_TO_NORMALISE = ("clip_vision_model",)
 
 
@@ -54,7 +54,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """Modules a subclass adds before `post_init`."""
 
     def get_view_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
-        """Encode views (reference section 2).
+        """Encode views: vision tower, last norm, merge, newline (fusedvlm's docs/reference.md, "Vision tower").
 
         Args:
             pixel_values: (V, 3, S, S), normalised.
@@ -110,7 +110,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         view_features: torch.Tensor | None = None,
         **kwargs,
     ):
-        """Run vision tower and fusion decoder (reference sections 2 and 3).
+        """Run vision tower and fusion decoder.
 
         Args:
             pixel_values: (V, 3, S, S) all views of the batch, image after image.

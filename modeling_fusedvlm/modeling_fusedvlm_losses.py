@@ -1,4 +1,4 @@
-"""The two parts of the stage-1 loss (reference section 5, paper section 4)."""
+"""The two parts of the stage-1 loss: fusedvlm's docs/reference.md, "Contrastive part" and "Identity part"."""
 
 import torch
 from torch import distributed

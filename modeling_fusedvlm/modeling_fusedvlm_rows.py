@@ -6,7 +6,7 @@ Shape legend
     I   images                                    G   segments: one question asked about one image
     m_g visual tokens of segment g
 
-One fusion row per image (reference section 3):
+One fusion row per image (fusedvlm's docs/reference.md, "Fusion rows"):
 
     [view 1 .. view n][question 1][query 1 .. query m-1][eos][question 2][query 1 .. query m'-1][eos] ...
 
@@ -130,7 +130,7 @@ def build_fusion_plan(
 
 
 def query_token_ids(num_visual_tokens: int, first_query_token_id: int, eos_token_id: int, distinct: bool) -> list[int]:
-    """Rows of the fusion embedding table for one group of queries: m - 1 queries, then the eos (reference section 3).
+    """Rows of the fusion embedding table for one group of queries: m - 1 queries, then the eos.
 
     >>> query_token_ids(4, 320, 319, distinct=True)
     [320, 321, 322, 319]
@@ -155,7 +155,7 @@ class FusionRows:
 def build_fusion_rows(
     view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan, keep_questions: bool
 ) -> FusionRows:
-    """Join views and text of each image and pad on the right (reference section 3).
+    """Join views and text of each image and pad on the right.
 
     Args:
         view_tokens: (V, T, C).

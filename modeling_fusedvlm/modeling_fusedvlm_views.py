@@ -13,8 +13,9 @@ from transformers import initialization as init
 class FusedVLMViewMerger(nn.Module):
     """Merge 2x2 neighbourhoods of the patch grid and end each view with a learned newline vector.
 
-    merged = conv3x3, stride 2, padding 1, no bias (grid) + nearest-neighbour half-size grid (reference section 2). On
-    an odd grid the residual takes the even rows and columns, which are the centres of the convolution windows.
+    merged = conv3x3, stride 2, padding 1, no bias (grid) + nearest-neighbour half-size grid
+    (fusedvlm's docs/reference.md, "Local merge and newline"). On an odd grid the residual takes the even rows
+    and columns, which are the centres of the convolution windows.
     """
 
     def __init__(self, hidden_size: int, merge_views: bool, newline_token: bool, initializer_range: float):
@@ -27,7 +28,7 @@ class FusedVLMViewMerger(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Published initialisation, N(0, 0.02^2) for both (reference section 6)."""
+        """The published start, N(0, 0.02^2) for both."""
         for parameter in self.parameters():
             init.normal_(parameter, std=self.initializer_range)
 

@@ -1,4 +1,7 @@
-"""HD views with torchvision: one global view and up to `max_local_views` tiles per image (reference section 1)."""
+"""HD views with torchvision: one global view and up to `max_local_views` tiles per image.
+
+As in fusedvlm's docs/reference.md, "HD views".
+"""
 
 from typing import TYPE_CHECKING
 

@@ -26,7 +26,7 @@ def load_image(source) -> Image.Image:
         source: path, http(s) URL, base64 data URI, base64 string, bytes, or PIL image.
 
     Returns:
-        Upright RGB image; of an animation the first frame. Transparency is dropped, not composited (reference 1.1).
+        Upright RGB image; of an animation the first frame. Transparency is dropped, not composited.
 
     Raises:
         ValueError: one line naming the source, for anything that is not a whole picture of sane size.

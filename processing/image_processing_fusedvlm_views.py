@@ -1,7 +1,8 @@
 """HD view geometry: how an image is cut into square views. Numbers only, no pixels.
 
 Tile size S is the vision tower's image size. The image is scaled to fill a canvas of whole tiles, keeping its
-proportions, and the canvas is cut into tiles; one more view shows the whole image (reference section 1).
+proportions, and the canvas is cut into tiles; one more view shows the whole image (fusedvlm's docs/reference.md,
+"HD views").
 
 Worked example, 640 x 480 with at most 9 local views and S = 336:
 
@@ -62,8 +63,8 @@ def plan_canvas(
         height, width: of the image, in pixels.
         tile_size: S.
         max_local_views: at most so many tiles; 0 means no local views.
-        keep_thin_images: give extremely thin images a canvas at least one pixel high. The published code fails on them
-            (reference section 1.7), which `False` reproduces.
+        keep_thin_images: give extremely thin images a canvas at least one pixel high. The published code fails on them,
+            which `False` reproduces.
 
     Returns:
         The canvas, or None for `max_local_views=0`.
@@ -119,7 +120,7 @@ class GlobalSquare:
 
 
 def plan_global_square(height: int, width: int, tile_size: int, keep_thin_images: bool = True) -> GlobalSquare:
-    """Place an image on the square that becomes the global view (reference section 1.4).
+    """Place an image on the square that becomes the global view (fusedvlm's docs/reference.md, "The global view").
 
     A square image is used at its full size, whatever that is. A large one is therefore decimated with aliasing where
     one that is not square is shrunk smoothly. This is how the published checkpoints were trained, so it stays.

@@ -19,6 +19,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
+from .processing_fusedvlm_messages import check_conversations, check_text
 from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, replacement_offsets
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
 
@@ -185,6 +186,8 @@ class FusedVLMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(entry, str) for entry in texts):
             raise ValueError("`text` must be a string or a non-empty list of strings.")
+        for sample, entry in enumerate(texts):
+            check_text(entry, f"Sample {sample}")
         prompts = [parse_prompt(entry, sample) for sample, entry in enumerate(texts)]
         self._set_questions(prompts, questions)
         return prompts
@@ -355,16 +358,25 @@ class FusedVLMProcessor(ProcessorMixin):
         """As the base class. With our markers, the assistant mask comes from the answers themselves.
 
         Raises:
-            ValueError: when a mask is asked for while the last message is to be continued.
+            ValueError: for a message that cannot be read, naming it; when a mask is asked for while the last message is
+                to be continued.
         """
-        if return_assistant_tokens_mask and "<|answer|>" not in str(kwargs.get("chat_template") or self.chat_template):
+        template = str(kwargs.get("chat_template") or self.chat_template)
+        check_conversations(conversation, template)
+        if return_assistant_tokens_mask and "<|answer|>" not in template:
             # CODEPATH: a template of the caller's without markers, whose answers only {% generation %} shows.
             kwargs["return_assistant_tokens_mask"] = True
         elif return_assistant_tokens_mask:
             if kwargs.get("continue_final_message"):
                 raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
             processor_kwargs = {**(processor_kwargs or {}), "return_assistant_tokens_mask": True}
-        return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
+        try:
+            return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            reason = " ".join(str(error).split())[:200]  # a template's own `raise_exception`, or a field it misses
+            raise ValueError(f"The chat template refuses the conversation: {reason}") from error
 
 
 FusedVLMProcessor.register_for_auto_class("AutoProcessor")

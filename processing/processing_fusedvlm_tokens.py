@@ -23,7 +23,9 @@ class TokenRow:
 
 
 class TokenPieces:
-    """Tokenise pieces one by one, as the published model does (reference section 4), a whole batch at a time.
+    """Tokenise pieces one by one, as the published model does, a whole batch at a time.
+
+    As in fusedvlm's docs/reference.md, "Prompts".
 
     Args:
         tokenizer: the LLM's.

@@ -1,4 +1,4 @@
-"""Chat templates of the published model (reference section 4), one Jinja body with the words of each family.
+"""Chat templates of the published model (docs/reference.md, "Prompts"), one Jinja body with the words of each family.
 
 The published code tokenises a conversation piece by piece and decides piece by piece what is learned. The templates
 render those pieces with the processor's markers; tests compare every token and every label with the published parser.

@@ -106,7 +106,7 @@ class GenerationArguments(FusedVLMArguments):
         elastic_probabilities: probability of each count; uniform when not given.
         elastic_warmup_fraction: during this first fraction of the steps only counts of at least
             `elastic_warmup_minimum` are drawn.
-        elastic_warmup_minimum: see above.
+        elastic_warmup_minimum: smallest count that is drawn during the warm-up.
         elastic_per_sample: draw an m for every sample rather than one for the whole step on all ranks.
         elastic_seed: seed of the draw; it depends on nothing else but the step (per sample also on rank and batch).
         distillation_weight: weight of self-distillation: KL divergence from the same weights' answer distribution at

@@ -12,7 +12,7 @@ IGNORED = -100
 class ConversationCollator:
     """Batch samples of the conversation format (see `fusedvlm.data.records`).
 
-    Labels are set on answer tokens and the eos that ends each answer, nothing else (reference section 4).
+    Labels are set on answer tokens and the eos that ends each answer, nothing else (docs/reference.md, "Labels").
 
     Args:
         processor: `FusedVLMProcessor`.
@@ -73,7 +73,7 @@ class ConversationCollator:
         return batch
 
     def _tokenise_answers(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """Answers in segment order, each ended by an eos, right-padded (reference section 5)."""
+        """Answers in segment order, each ended by an eos, right-padded (docs/reference.md, "Stage 1")."""
         tokenizer = self.processor.query_tokenizer
         answers = [answer for sample in samples for answer in answers_per_segment(sample["messages"])]
         if not answers:  # a batch without images has no pairs; other ranks may have some

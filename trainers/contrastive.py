@@ -40,7 +40,7 @@ class ContrastiveTrainer(FusedVLMTrainer):
         )
 
     def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
-        """Contrastive part + `identity_loss_weight` x identity part (reference section 5)."""
+        """Contrastive part + `identity_loss_weight` x identity part (docs/reference.md, "Stage 1")."""
         texts = ("input_ids", "attention_mask", "labels")
         outputs = model(**{name: value for name, value in inputs.items() if name not in texts})
         # In evaluation ranks may see different numbers of batches, so each looks at its own.

@@ -136,7 +136,7 @@ def reading_problem(original: str, reading: str, similarity: float | None, limit
         original: text the page came with.
         reading: what the model read.
         similarity: of the two texts' embeddings; None leaves that filter out.
-        limits: see there.
+        limits: bounds of the filters.
     """
     if len(reading.split()) < limits.min_words:
         return "too short"

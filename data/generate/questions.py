@@ -62,7 +62,7 @@ def write_questions(
         samples: with an image and its description as the last answer (SVIT's detail_description).
         output: JSON Lines file of samples, one question each (a `chat` source).
         ask: see `fusedvlm.data.generate.llm_client`.
-        options: see there.
+        options: kinds of questions, how many, and the shortest description worth asking about.
 
     Returns:
         The report: descriptions, questions kept by kind, dropped by kind and reason, balance of the answers, requests

@@ -44,7 +44,7 @@ class SourceSpec:
     subset: str | None = field(default=None, metadata={"help": "configuration of a dataset on the Hub"})
     revision: str | None = field(default=None, metadata={"help": "commit of a dataset on the Hub"})
     fraction: float = field(default=1.0, metadata={"help": "random part of the rows to use, such as 0.1"})
-    seed: int = field(default=0, metadata={"help": "of that choice"})
+    seed: int = field(default=0, metadata={"help": "seed of that random part"})
     weight: float | None = field(default=None, metadata={"help": "share in a mixture; by default the number of rows"})
     boxes: Literal["keep", "tags", "square"] = field(
         default="keep",

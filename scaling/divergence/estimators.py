@@ -1,8 +1,8 @@
 """Divergence of two branches and their dependency measures, from hidden states ("Scaling Capability in Token Space").
 
 For states h_i^A, h_i^B (N, d) of the differing positions: D(n) = ||sum_{i<=n} (h_i^A - h_i^B)||, and the mean cosines
-psi_eq, psi_aa, psi_bb, psi_ab (theory, sections 1 and 2). All n at once cost O(N d): running sums, no N x N matrix.
-Everything is accumulated in float64, whatever the model's dtype.
+psi_eq, psi_aa, psi_bb, psi_ab (docs/theory.md, "Dependency measures"). All n at once cost O(N d): running sums, no
+N x N matrix. Everything is accumulated in float64, whatever the model's dtype.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Divergence of two branches in closed form and in general ("Scaling Capability in Token Space", sections 2 to 4).
+"""Divergence of two branches in closed form and in general.
+
+Source: "Scaling Capability in Token Space"; the equations are in docs/theory.md, "The bound" and the sections after it.
 
 Notation: n tokens after a shared prefix; psi_eq, psi_aa, psi_ab the mean cosines of states at the same position of both
 branches, at other positions of one branch (mean of both branches), at other positions across branches;
@@ -82,7 +84,7 @@ class Dependency:
         return "sqrt" if n < self.n_balance else "linear"
 
     def alpha(self, n: ArrayLike, beta: float = 1.0) -> np.ndarray:
-        """alpha(n) of S(n) = c / n^alpha(n) with S proportional to E[D(n)]^beta (section 4), all three cases.
+        """alpha(n) of S(n) = c / n^alpha(n) with S proportional to E[D(n)]^beta, all three cases.
 
         -beta/2 for delta = 0; from there to -beta, the limit of large n, for delta > 0 (falling where n_balance > 0,
         which is the paper's case; rising where n_balance < 0). n = 1 is the limit, -beta/2 (1 + delta/(1 - psi_eq)).
@@ -114,7 +116,7 @@ class Dependency:
 
 
 def upsilon(psi_eq: ArrayLike, psi_aa: ArrayLike, psi_ab: ArrayLike) -> np.ndarray:
-    """Upsilon(n) for n = 1 ... N from measured psi(n), arrays of length N (theory, section 3).
+    """Upsilon(n) for n = 1 ... N from measured psi(n), arrays of length N (docs/theory.md, "The bound").
 
     psi_aa(1) and psi_ab(1) have no pairs of positions behind them and are not read. Values may be negative: then the
     bound says nothing at that n; `first_without_bound` finds it.
@@ -159,7 +161,7 @@ def alpha_from_upsilon(values: ArrayLike, beta: float = 1.0) -> np.ndarray:
 
 
 def fit_lambda(mean_distance: ArrayLike, values: ArrayLike) -> float:
-    """lambda that minimises mean_n (E[D(n)] - lambda sqrt(Upsilon(n)))^2, exactly (theory, section 3).
+    """lambda that minimises mean_n (E[D(n)] - lambda sqrt(Upsilon(n)))^2, exactly (docs/theory.md, "The bound").
 
     Raises:
         ValueError: different lengths, or an Upsilon that is not positive.

@@ -1,4 +1,6 @@
-"""Fit S(m) = c / m^alpha, the paper's scaling law of performance in the number of visual tokens (section 4).
+"""Fit S(m) = c / m^alpha, the paper's scaling law of performance in the number of visual tokens.
+
+The law and its fit: docs/theory.md, "From divergence to scores" and "Fitting scores".
 
 `fit_power_law` takes two lists; `fit_curve` takes a `Curve` read from a file and adds rival laws and held-out errors.
 """
@@ -99,7 +101,7 @@ def fit_power_law(
     resamples: int = 2000,
     seed: int = 0,
 ) -> PowerLawFit:
-    """Exact least squares in logs; the same optimum as the paper's BFGS (theory, equation of section 4).
+    """Exact least squares in logs; the same optimum as the paper's BFGS (docs/theory.md, "Fitting scores").
 
     Args:
         num_visual_tokens, scores: the points, positive numbers.

@@ -44,7 +44,7 @@ def test_canvas_for_any_size(width, height, tile, most):
     canvas = plan_canvas(height, width, tile, most)
     expected = published_canvas(width, height, tile, most)
     if min(expected[2:]) == 0:
-        return  # the published code fails here, see below
+        return  # the published code fails here
     ours = (canvas.columns * tile, canvas.rows * tile, canvas.resized_width, canvas.resized_height)
     assert ours == expected
     assert canvas.resized_width + canvas.pad_left + canvas.pad_right == canvas.columns * tile

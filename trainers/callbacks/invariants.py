@@ -24,7 +24,7 @@ class WeightWatch(TrainerCallback):
 
     Args:
         trainable_names: parameters that learn.
-        watch_steps: see above.
+        watch_steps: steps from one look at the frozen weights to the next.
 
     Raises:
         RuntimeError: in training, naming the parameters.

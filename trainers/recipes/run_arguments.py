@@ -123,7 +123,7 @@ class DataArguments:
     mixture_seed: int = field(default=0, metadata={"help": "Seed of the mixture's order."})
     manifest: str | None = field(default=None, metadata={"help": "What `fusedvlm data manifest` wrote, for run.json."})
     fraction: float = field(default=1.0, metadata={"help": "Share of the data, a random subset."})
-    fraction_seed: int = field(default=0, metadata={"help": "Seed of that subset."})
+    fraction_seed: int = field(default=0, metadata={"help": "Seed of the random subset that `fraction` takes."})
     eval_sources: list[dict[str, Any]] | str | None = field(
         default=None, metadata={"help": "Sources to evaluate on, as JSON."}
     )

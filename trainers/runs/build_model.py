@@ -245,8 +245,8 @@ def _answer_tower(arguments: ModelArguments, query_tokenizer, seed: int) -> CLIP
 def extend_positions(tower: CLIPTextModelWithProjection, positions: int, seed: int) -> None:
     """Give a text tower `positions` text positions: its own first, further ones drawn around the mean of its own.
 
-    The published code draws them from a normal with the mean and deviation of the whole old table (reference section
-    5). Fewer positions than it has cut the table.
+    The published code draws them from a normal with the mean and deviation of the whole old table
+    (docs/reference.md, "Answers and their positions"). Fewer positions than it has cut the table.
     """
     embeddings = tower.text_model.embeddings
     old = embeddings.position_embedding.weight
