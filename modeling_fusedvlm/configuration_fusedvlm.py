@@ -19,6 +19,7 @@ DEFAULT_VISION = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+TOWERS = ("vision_config", "fuser_config", "text_config")
 DEFAULT_TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 # Heads that scale their logits in a way this package does not reproduce; such LLMs are refused, never ignored.
 UNSUPPORTED_HEAD_FIELDS = ("lm_head_multiplier", "output_multiplier")
@@ -148,6 +149,29 @@ class FusedVLMConfig(PreTrainedConfig):
         self._check_widths()
         self._check_token_counts()
         self._check_text_head()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As the base class, for a file that states every tower.
+
+        Raises:
+            ValueError: naming a tower that is missing; a default in its place would be the paper's, with a 7B LLM.
+        """
+        for name in TOWERS:
+            tower = config_dict.get(name)
+            if isinstance(tower, PreTrainedConfig) or isinstance(kwargs.get(name), PreTrainedConfig):
+                continue
+            if not isinstance(tower, dict) or not tower.get("model_type"):
+                raise ValueError(
+                    f"config.json has no {name} with a model_type, so the size of that tower is unknown: the file is "
+                    "damaged or of another kind of model. Take it from where the variant was saved."
+                )
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict:
+        """What is written to a file: as the base class, but with every tower whole, also where it is the default."""
+        output, whole = super().to_diff_dict(), self.to_dict()
+        return {**output, **{name: output.get(name) or whole[name] for name in TOWERS}}
 
     @property
     def max_num_visual_tokens(self) -> int:

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_fusedvlm import FusedVLMConfig, FusedVLMFuserConfig
+from .modeling_fusedvlm_integrity import check_finite, check_record, check_tensors, recording
 from .modeling_fusedvlm_loading import (
     find_image_token_id,
     is_language_key,
@@ -66,6 +67,11 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         """Load a variant; the LLM comes from the repository it refers to, unless the variant is self-contained.
 
         `quantization_config` is applied to the LLM only: the trained modules keep their precision.
+
+        Raises:
+            ValueError: naming the tensor or the field, when the weights lack a tensor, hold one that the model has not
+                or one of another shape, hold NaN, or were trained under another configuration. What differs in names,
+                shapes or configuration loads all the same with `ignore_mismatched_sizes=True`.
         """
         if quantization_config is not None:
             kwargs["quantization_config"] = quantise_only_llm(quantization_config)
@@ -154,7 +160,9 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        # `expected_keys` is given only when an adapter is being loaded: then the files are the adapter's.
+        if expected_keys is None:  # else an adapter is being loaded, and the files are the adapter's
+            lenient, name = load_config.ignore_mismatched_sizes, load_config.pretrained_model_name_or_path
+            check_record(model.config, checkpoint_files, name, lenient)
         # CODEPATH: variants by reference take their LLM from its own repository; merged ones have none to refer to.
         if model.config.text_model_name_or_path is None or expected_keys is not None or not hasattr(model, "_has_llm"):
             return PreTrainedModel._load_pretrained_model(
@@ -164,7 +172,11 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
+        # Before what is missing gets memory and random numbers.
+        check_tensors(model, loading_info, load_config)
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        if load_config.pretrained_model_name_or_path is not None:
+            check_finite(model, load_config.pretrained_model_name_or_path)
         if model.config.text_model_name_or_path is not None:
             model.freeze_text_model()  # loading creates parameters anew, with gradients switched on
         return loading_info
@@ -181,7 +193,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         if merged or self.config.text_model_name_or_path is None:
             ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, None
             try:
-                return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+                with recording(self.config):
+                    return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
             finally:
                 self._keys_to_ignore_on_save = ignored
         state_dict = self.state_dict() if state_dict is None else state_dict
@@ -192,7 +205,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             # The trained parts are not quantised, so the variant must not claim to be.
             quantization_config = self.config.__dict__.pop("quantization_config", None)
         try:
-            return super().save_pretrained(save_directory, state_dict=trained, **kwargs)
+            with recording(self.config):
+                return super().save_pretrained(save_directory, state_dict=trained, **kwargs)
         finally:
             if quantizer is not None:
                 self.hf_quantizer = quantizer
