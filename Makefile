@@ -7,10 +7,10 @@ HUB_FILES := modeling_fusedvlm/configuration_fusedvlm.py $(wildcard modeling_fus
 	$(wildcard processing/processing_fusedvlm*.py) $(wildcard processing/image_processing_*fusedvlm*.py)
 PYTEST_ARGS ?=
 
-.PHONY: help install development quickstart test lint format pytest clean
+.PHONY: help install development quickstart test lint format pytest wheel-smoke clean
 
 help:  ## Show this help.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(BIN)/fusedvlm: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,14 @@ format: development  ## Fix style and formatting.
 
 pytest: development  ## Run the tests on all cores.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty environment, and try it there.
+	rm -rf build/wheel-smoke build/lib
+	$(PYTHON) -m venv build/wheel-smoke/venv
+	build/wheel-smoke/venv/bin/python -m pip install --quiet --upgrade pip
+	build/wheel-smoke/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel-smoke .
+	build/wheel-smoke/venv/bin/python -m pip install --quiet build/wheel-smoke/*.whl
+	cd build/wheel-smoke && venv/bin/python -I ../../tests/wheel_smoke.py
 
 clean:  ## Remove what was built here, but not runs/.
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
