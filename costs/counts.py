@@ -4,6 +4,7 @@ The model is built on the meta device and its matrix products are counted where 
 dense LLM counts. A multiply-add is two FLOPs. Softmax, norms, rotary embedding and activation functions are left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,7 +17,8 @@ STRUCTURES = ("vision", "fusion", "projection", "llm")
 class Shapes:
     """What the FLOPs of a FusedVLM depend on; made by `read_shapes`. Widths in numbers, linear layers in weights.
 
-    `vision_tokens` counts patches and class token of one view, `view_tokens` what one view gives the fusion module.
+    `vision_tokens` counts patches and class token of one view; `connector` is the model's own, on the meta device, and
+    counts itself.
     """
 
     parameters: dict[str, int]
@@ -25,12 +27,7 @@ class Shapes:
     vision_width: int
     vision_tokens: int
     patch_flops: int
-    merge_flops: int
-    view_tokens: int
-    fusion_linear: int
-    fusion_layers: int
-    fusion_width: int
-    projection_linear: int
+    connector: nn.Module
     llm_linear: int
     llm_head: int
     llm_layers: int
@@ -45,8 +42,9 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one image and one question: `vision` encodes the views, `fusion` includes the projection, `prefill`
-    reads the prompt and gives the first token, `decode_step` gives one further token."""
+    """FLOPs of one image and one question: `vision` encodes the views, `fusion` is the connector with its projection
+    (and the LLM's reading of the question for it, where it asks for that), `prefill` reads the prompt and gives the
+    first token, `decode_step` gives one further token."""
 
     vision: float
     fusion: float
@@ -69,18 +67,17 @@ def read_shapes(config) -> Shapes:
 
     with torch.device("meta"):
         model = FusedVLMForConditionalGeneration(config)
-    tower, merger, fuser = model.model.vision_tower, model.model.merger, model.model.fuser
+    tower, connector = model.model.vision_tower, model.model.connector
     vision, text = config.vision_config, config.text_config
     grid = vision.image_size // vision.patch_size
-    merged = (-(-grid // 2)) ** 2 if config.merge_views else grid * grid
     convolutions = [layer for layer in tower.modules() if isinstance(layer, nn.Conv2d)]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return Shapes(
         parameters={
-            "vision": _count(tower) + _count(merger),
-            "fusion": _count(fuser),
-            "projection": _count(model.model.projector),
+            "vision": _count(tower) + sum(_count(part) for part in connector.view_parts()),
+            "fusion": sum(_count(part) for part in connector.fusion_parts()),
+            "projection": sum(_count(part) for part in connector.projection_parts()),
             "llm": _count(model.model.language_model) + (0 if config.tie_word_embeddings else _count(model.lm_head)),
         },
         vision_linear=_linear(tower),
@@ -88,12 +85,7 @@ def read_shapes(config) -> Shapes:
         vision_width=vision.hidden_size,
         vision_tokens=_vision_tokens(tower, grid),
         patch_flops=2 * grid * grid * sum(layer.weight.numel() for layer in convolutions),
-        merge_flops=2 * merged * (merger.conv.weight.numel() if config.merge_views else 0),
-        view_tokens=merged + int(config.newline_token),
-        fusion_linear=_linear(fuser),
-        fusion_layers=config.fuser_config.num_hidden_layers,
-        fusion_width=config.fuser_config.hidden_size,
-        projection_linear=_linear(model.model.projector),
+        connector=connector,
         llm_linear=_linear(model.model.language_model),
         llm_head=model.lm_head.weight.numel(),
         llm_layers=text.num_hidden_layers,
@@ -114,10 +106,10 @@ def count_flops(
 
     Args:
         shapes: from `read_shapes`.
-        num_visual_tokens: m.
+        num_visual_tokens: m; of each view, where the connector counts by view.
         num_views: global and local views of the image; 10 for 640x480 under HD-9.
         text_tokens: tokens of the LLM's prompt besides the visual ones; 35 is a short question in a chat template.
-        question_tokens: tokens of the question that the fusion module reads; 0 without `fuse_question`.
+        question_tokens: tokens of the question that the connector reads; counted where it reads one.
         skip_masked: count causal attention as its lower triangle, what a fused kernel computes; False counts the full
             square, as torch's FLOP counter does.
 
@@ -130,51 +122,70 @@ def count_flops(
             f"question_tokens={question_tokens}: need at least one visual token and view, and no negative length."
         )
     s, share = shapes, 0.5 if skip_masked else 1.0
-    view = _view_flops(s)
-    row = num_views * s.view_tokens + question_tokens + num_visual_tokens
-    fusion = 2 * s.fusion_linear * row + share * 4 * s.fusion_layers * s.fusion_width * row**2
-    prompt = num_visual_tokens + text_tokens
+    fusion = s.connector.image_flops(num_views, [question_tokens], [num_visual_tokens], share)
+    placeholders = num_visual_tokens * (num_views if s.connector.per_view else 1)
+    fusion += s.connector.projection_flops(placeholders) + _llm_flops(
+        s, [s.connector.llm_tokens(question_tokens)], share
+    )
+    prompt = placeholders + text_tokens
     attention = 4 * s.llm_layers * s.llm_width
     return Flops(
-        vision=float(num_views * view),
-        fusion=float(fusion + 2 * s.projection_linear * num_visual_tokens),
-        prefill=float(2 * s.llm_linear * prompt + share * attention * prompt**2 + 2 * s.llm_head),
+        vision=float(num_views * _view_flops(s)),
+        fusion=float(fusion),
+        prefill=float(_llm_flops(s, [prompt], share) + 2 * s.llm_head),
         decode_step=float(2 * (s.llm_linear + s.llm_head) + attention * (prompt + 1)),
     )
 
 
+@dataclass(frozen=True)
+class ImageWork:
+    """One image of a training batch: its views, and m and the question's length for each of its segments."""
+
+    num_views: int
+    question_lengths: Sequence[int]
+    counts: Sequence[int]
+
+
 def count_training_flops(
     shapes: Shapes,
-    num_views: int,
-    fusion_lengths: list[int],
-    prompt_lengths: list[int],
-    num_visual_tokens: int,
+    images: Sequence[ImageWork],
+    prompt_lengths: Sequence[int],
     num_labels: int,
     vision_learns: bool = True,
+    views_are_cached: bool = False,
 ) -> float:
     """Model FLOPs of a training step over one batch, forward and backward, nothing recomputed.
 
     A product's backward costs two forwards, one for its input and one for its weights; the frozen LLM has no use for
-    the latter. Causal attention counts as its lower triangle.
+    the latter, and none at all for questions it reads on the connector's behalf. Causal attention counts as its lower
+    triangle.
 
     Args:
         shapes: from `read_shapes`.
-        num_views: views of the batch; 0 when their features are cached.
-        fusion_lengths: positions of each image's row in the fusion decoder: views, questions and queries.
-        prompt_lengths: tokens of each prompt in the LLM; none in stage 1.
-        num_visual_tokens: of the batch, for the projection.
+        images: what the connector does.
+        prompt_lengths: tokens of each prompt in the LLM; none in stage 1, which has no projection either.
         num_labels: positions whose logits are computed.
         vision_learns: whether the backward pass reaches the vision tower.
+        views_are_cached: whether the tower does not run at all.
     """
     s = shapes
-    view = _view_flops(s)
-    squares = sum(length**2 for length in fusion_lengths)
-    fusion = 2 * s.fusion_linear * sum(fusion_lengths) + 2 * s.fusion_layers * s.fusion_width * squares
-    projection = 2 * s.projection_linear * num_visual_tokens
+    num_views = 0 if views_are_cached else sum(image.num_views for image in images)
+    fusion = sum(s.connector.image_flops(i.num_views, i.question_lengths, i.counts, 0.5) for i in images)
+    if prompt_lengths:
+        copies = [image.num_views if s.connector.per_view else 1 for image in images]
+        tokens = sum(copy * sum(image.counts) for copy, image in zip(copies, images, strict=True))
+        fusion += s.connector.projection_flops(tokens)
+    questions = [s.connector.llm_tokens(length) for image in images for length in image.question_lengths]
     llm_products = 2 * s.llm_linear * sum(prompt_lengths) + 2 * s.llm_head * num_labels
     llm_attention = 2 * s.llm_layers * s.llm_width * sum(length**2 for length in prompt_lengths)
-    vision = (3 if vision_learns else 1) * num_views * view
-    return float(vision + 3 * (fusion + projection) + 2 * llm_products + 3 * llm_attention)
+    vision = (3 if vision_learns else 1) * num_views * _view_flops(s)
+    return float(vision + 3 * fusion + 2 * llm_products + 3 * llm_attention + _llm_flops(s, questions, 0.5))
+
+
+def _llm_flops(s: Shapes, lengths: Sequence[int], share: float) -> float:
+    """Forward FLOPs of the LLM's decoder over rows of these lengths."""
+    attention = share * 4 * s.llm_layers * s.llm_width
+    return sum(2 * s.llm_linear * length + attention * length**2 for length in lengths)
 
 
 def kv_cache_bytes(shapes: Shapes, num_tokens: int, bytes_per_number: int = 2) -> int:
@@ -182,10 +193,11 @@ def kv_cache_bytes(shapes: Shapes, num_tokens: int, bytes_per_number: int = 2) -
     return 2 * shapes.llm_layers * shapes.llm_kv_width * num_tokens * bytes_per_number
 
 
-def _view_flops(s: Shapes) -> int:
-    """Forward FLOPs of the vision tower and the merge on one view."""
+def _view_flops(s: Shapes) -> float:
+    """Forward FLOPs of one view to its view tokens."""
     attention = 4 * s.vision_layers * s.vision_width * s.vision_tokens**2
-    return 2 * s.vision_linear * s.vision_tokens + attention + s.patch_flops + s.merge_flops
+    linear = 2 * s.vision_linear * s.vision_tokens
+    return linear + attention + s.patch_flops + s.connector.view_flops()
 
 
 def _count(module: nn.Module) -> int:

@@ -100,14 +100,16 @@ class StagedModel:
         return self.model.model.get_view_features(pixels)[0]
 
     def fuse(self, views: torch.Tensor, m: int) -> torch.Tensor:
-        """(V, T, C) to (m, H)."""
-        base, question = self.model.model, self.workload.question_tokens if self.config.fuse_question else 0
-        text = base.fuser.embed_tokens(torch.zeros(question + m, dtype=torch.long, device=self.device))
-        row = torch.cat([views.flatten(0, 1), text])[None]
-        mask = self._mask(row.shape[1], row.shape[1])
-        return base.projector(
-            base.fuser(inputs_embeds=row, attention_mask=mask, use_cache=False).last_hidden_state[0, -m:]
-        )
+        """(V, T, F) to (m or m per view, H)."""
+        connector, question = self.model.model.connector, self.workload.question_tokens
+        if self.config.fuse_question and (length := connector.llm_tokens(question)):
+            self._read(length)
+        return connector.example(views, m, question)
+
+    def _read(self, length: int) -> None:
+        """The LLM reads a question for the connector."""
+        ids = torch.zeros(1, length, dtype=torch.long, device=self.device)
+        self.model.model.language_model(input_ids=ids, attention_mask=self._mask(length, length), use_cache=False)
 
     def prefill(self, visual_tokens: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
         """(m, H) to the first token's logits and the cache."""
@@ -160,7 +162,7 @@ def check_counts(config, shapes: Shapes, m: int, workload: Workload, tolerance: 
     Raises:
         ValueError: naming the stage and both counts when they differ by more than `tolerance`.
     """
-    question = workload.question_tokens if config.fuse_question else 0
+    question = workload.question_tokens
     ours = count_flops(shapes, m, workload.num_views, workload.text_tokens, question, skip_masked=False).record()
     for stage, theirs in count_with_torch(config, m, workload).items():
         if abs(ours[stage] - theirs) > tolerance * theirs:
@@ -227,14 +229,15 @@ def profile(
     Raises:
         ValueError: when our counts and torch's differ, or an m is out of the model's range.
     """
-    question = workload.question_tokens if config.fuse_question else 0
+    question = workload.question_tokens
     bytes_per_number = 2 if model is None else next(model.parameters()).element_size()
     rows = []
     for m in counts:
         config.check_num_visual_tokens(m)
         check_counts(config, shapes, m, workload)
         flops = count_flops(shapes, m, workload.num_views, workload.text_tokens, question).record()
-        cache = kv_cache_bytes(shapes, m + workload.text_tokens, bytes_per_number)
+        copies = workload.num_views if shapes.connector.per_view else 1
+        cache = kv_cache_bytes(shapes, m * copies + workload.text_tokens, bytes_per_number)
         timing = None if model is None else time_stages(model, m, workload, repeats)
         rows.append(ProfileRow(m, flops, cache, timing))
         on_row(m)

@@ -9,12 +9,8 @@ from transformers import AutoConfig
 import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 
-GROUPS = {
-    "vision": ("model.vision_tower.", "model.merger."),
-    "fusion": ("model.fuser.",),
-    "projection": ("model.projector.",),
-    "language model": ("model.language_model.", "lm_head."),
-}
+VISION = ("model.vision_tower.", "model.merger.")
+LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
 
 
 def count_parameters(config) -> dict[str, int]:
@@ -26,9 +22,10 @@ def count_parameters(config) -> dict[str, int]:
     with torch.device("meta"):
         model = FusedVLMForConditionalGeneration(config)
     model.tie_weights()
-    counts = dict.fromkeys(GROUPS, 0)
+    groups = {"vision": VISION, **config.connector_class.parameter_groups, "language model": LANGUAGE_MODEL}
+    counts = dict.fromkeys(groups, 0)
     for name, parameter in model.named_parameters():
-        group = next((group for group, prefixes in GROUPS.items() if name.startswith(prefixes)), None)
+        group = next((group for group, prefixes in groups.items() if name.startswith(prefixes)), None)
         if group is None:
             raise ValueError(f"Parameter {name} belongs to no group.")
         counts[group] += parameter.numel()
@@ -51,8 +48,10 @@ def describe_variant(model: str, revision: str | None = None) -> dict:
     if config.model_type != "fusedvlm":
         raise ValueError(f"{model}: a {config.model_type} model, not a FusedVLM variant.")
     counts = count_parameters(config)
+    kind, sizes = config.connector_class, config.connector_class.describe(config)
     return {
         "model": model,
+        "connector": {"name": config.connector, "counts_per_view": kind.per_view, **sizes},
         "num_visual_tokens": config.num_visual_tokens,
         "num_followup_visual_tokens": config.num_followup_visual_tokens,
         "trained_num_visual_tokens": sorted(config.trained_num_visual_tokens),
@@ -62,12 +61,12 @@ def describe_variant(model: str, revision: str | None = None) -> dict:
         "image_size": config.vision_config.image_size,
         "widths": {
             "vision": config.vision_config.hidden_size,
-            "fusion": config.fuser_config.hidden_size,
+            **({"fusion": sizes["width"]} if "width" in sizes else {}),
             "language_model": config.text_config.hidden_size,
         },
         "layers": {
             "vision": config.vision_config.num_hidden_layers,
-            "fusion": config.fuser_config.num_hidden_layers,
+            **({"fusion": sizes["layers"]} if "layers" in sizes else {}),
             "language_model": config.text_config.num_hidden_layers,
         },
         "backbones": {
@@ -89,11 +88,15 @@ def describe_variant(model: str, revision: str | None = None) -> dict:
 def render_info(facts: dict) -> str:
     """The facts as lines for a terminal."""
     trained = ", ".join(str(m) for m in facts["trained_num_visual_tokens"])
+    connector = facts["connector"]
+    sizes = [f"{name} {value}" for name, value in connector.items() if name not in ("name", "counts_per_view")]
+    each = " per view" if connector["counts_per_view"] else ""
     lines = [
         facts["model"],
+        f"  connector           {', '.join([connector['name'], *sizes])}",
         f"  visual tokens       {facts['num_visual_tokens']} first, {facts['num_followup_visual_tokens']} for later "
-        f"questions; trained with {trained}",
-        f"  fusion reads        {'views, question and queries' if facts['fuse_question'] else 'views and queries'}",
+        f"questions{each}; trained with {trained}",
+        f"  connector reads     {'views and question' if facts['fuse_question'] else 'views only'}",
         f"  views               1 global + up to {facts['max_local_views']} local of {facts['image_size']} pixels, "
         f"{facts['tokens_per_view']} tokens each",
     ]

@@ -52,7 +52,9 @@ def answer_questions(
         if images is not None:
             inputs = dict(processor(images=[[image] for image in images[part]], **kwargs).to(model.device))
         else:
-            inputs = _with_cached_views(model, processor.encode_prompts(**kwargs).to(model.device), view_features[part])
+            views = view_features[part]
+            encoded = processor.encode_prompts(image_num_views=[views.shape[1]] * len(views), **kwargs)
+            inputs = _with_cached_views(model, encoded.to(model.device), views)
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

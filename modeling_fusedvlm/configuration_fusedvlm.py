@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, LlamaConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .modeling_fusedvlm_connectors import FusedVLMConnector, connector_class
+
 # The paper's towers, used where a sub config is not given.
 DEFAULT_VISION = {
     "model_type": "clip_vision_model",
@@ -67,14 +69,17 @@ class FusedVLMConfig(PreTrainedConfig):
         fuser_config (`dict` or `FusedVLMFuserConfig`): the fusion decoder; its width must be the vision tower's.
         text_config (`dict` or `PreTrainedConfig`): any causal LM inside transformers, the frozen LLM.
         answer_config (`dict` or `CLIPTextConfig`, *optional*): text tower that reads answers in stage 1.
+        connector (`str`): how view tokens become visual tokens: `fused` by default, or any other registered name.
+        connector_config (`dict`, *optional*): the connector's own settings.
         image_token_id (`int`): id of the placeholder in the LLM's vocabulary, one per visual token.
-        num_visual_tokens (`int`): m, visual tokens in front of the first question about an image.
+        num_visual_tokens (`int`, *optional*): m, visual tokens in front of the first question about an image; of each
+            of its views, where the connector counts by view. Defaults to 256, or to what the connector gives.
         num_followup_visual_tokens (`int`, *optional*): m', visual tokens in front of every later question. Defaults to
-            the paper's 8, or to m where m is smaller.
+            the paper's 8, or to m where m is smaller; for other connectors to m where the question is read, else to 0.
         trained_num_visual_tokens (`list[int]`, *optional*): every m this checkpoint was trained with; the largest is
             the upper end of the dial. Defaults to `[num_visual_tokens]`.
         max_local_views (`int`): HD setting, most local views per image (HD-9 is 9).
-        fuse_question (`bool`): whether the fusion module reads the question, or only views and queries.
+        fuse_question (`bool`, *optional*): whether the connector reads the question; by default it does if it can.
         distinct_queries (`bool`): one embedding row per query; `False` gives every query the eos row, so that only
             their positions differ (the published `append_special_padding=False`).
         first_query_token_id (`int`): embedding row of the first query; the query tokenizer's vocabulary size.
@@ -108,12 +113,14 @@ class FusedVLMConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     answer_config: dict | PreTrainedConfig | None = None
 
+    connector: str = "fused"
+    connector_config: dict | None = None
     image_token_id: int = 0
-    num_visual_tokens: int = 256
+    num_visual_tokens: int | None = None
     num_followup_visual_tokens: int | None = None
     trained_num_visual_tokens: list[int] | None = None
     max_local_views: int = 9
-    fuse_question: bool = True
+    fuse_question: bool | None = None
     distinct_queries: bool = True
     first_query_token_id: int = 49408
     merge_views: bool = True
@@ -134,7 +141,8 @@ class FusedVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = _build_sub_config(self.vision_config, DEFAULT_VISION)
         self.text_config = _build_sub_config(self.text_config, DEFAULT_TEXT)
-        if not isinstance(self.fuser_config, PreTrainedConfig):
+        kind = self.connector_class
+        if not isinstance(self.fuser_config, PreTrainedConfig) and (kind.has_fusion_decoder or self.fuser_config):
             self.fuser_config = FusedVLMFuserConfig(**(self.fuser_config or {}))
         if isinstance(self.answer_config, dict):
             self.answer_config = CLIPTextConfig(**self.answer_config)
@@ -142,12 +150,9 @@ class FusedVLMConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         if self.vision_config.model_type.startswith("siglip"):
             self.vision_config.vision_use_head = False  # SigLIP's pooling head is never read here
-        if self.num_followup_visual_tokens is None:
-            self.num_followup_visual_tokens = min(8, self.num_visual_tokens)
-        if self.trained_num_visual_tokens is None:
-            self.trained_num_visual_tokens = [self.num_visual_tokens]
-        self._check_widths()
+        kind.complete(self)
         self._check_token_counts()
+        kind.check(self)
         self._check_text_head()
 
     @classmethod
@@ -174,6 +179,11 @@ class FusedVLMConfig(PreTrainedConfig):
         return {**output, **{name: output.get(name) or whole[name] for name in TOWERS}}
 
     @property
+    def connector_class(self) -> type[FusedVLMConnector]:
+        """Class of the connector, which answers from this configuration what it supports."""
+        return connector_class(self.connector)
+
+    @property
     def max_num_visual_tokens(self) -> int:
         """Upper end of the dial: the largest m this checkpoint was trained with."""
         return max(self.trained_num_visual_tokens)
@@ -187,45 +197,23 @@ class FusedVLMConfig(PreTrainedConfig):
     @property
     def tokens_per_view(self) -> int:
         """View tokens per view, newline included (145 at the paper's size)."""
-        return self.view_grid_size**2 + int(self.newline_token)
+        return self.connector_class.tokens_per_view(self)
 
     def check_num_visual_tokens(self, num_visual_tokens: int, name: str = "num_visual_tokens") -> None:
-        """Raise `ValueError` naming the range when a token count is outside 1..max_num_visual_tokens."""
-        if not 1 <= num_visual_tokens <= self.max_num_visual_tokens:
-            raise ValueError(
-                f"{name}={num_visual_tokens} is out of range: this model takes 1 to {self.max_num_visual_tokens} "
-                f"visual tokens (trained with m in {sorted(self.trained_num_visual_tokens)})."
-            )
+        """Raise `ValueError` naming the possible counts when the connector cannot give this one."""
+        self.connector_class.check_count(self, num_visual_tokens, name)
 
     # Checked at construction rather than in `validate_*` methods: those wrap the error in a type of their own, and a
     # wrong count is a plain ValueError everywhere in this package.
-    def _check_widths(self) -> None:
-        vision, fuser = self.vision_config, self.fuser_config
-        if vision.hidden_size != fuser.hidden_size:
-            raise ValueError(
-                f"fuser_config.hidden_size={fuser.hidden_size} must equal vision_config.hidden_size="
-                f"{vision.hidden_size}: view tokens enter the fusion decoder without a projection."
-            )
-
     def _check_token_counts(self) -> None:
         if not self.trained_num_visual_tokens or min(self.trained_num_visual_tokens) < 1:
             raise ValueError(
                 f"trained_num_visual_tokens must be positive counts, got {self.trained_num_visual_tokens}."
             )
+        for count in self.trained_num_visual_tokens:
+            self.check_num_visual_tokens(count, "trained_num_visual_tokens")
         self.check_num_visual_tokens(self.num_visual_tokens)
-        self.check_num_visual_tokens(self.num_followup_visual_tokens, "num_followup_visual_tokens")
-        if self.num_followup_visual_tokens > self.num_visual_tokens:
-            raise ValueError(
-                f"num_followup_visual_tokens={self.num_followup_visual_tokens} must not exceed "
-                f"num_visual_tokens={self.num_visual_tokens}."
-            )
-        rows = self.fuser_config.vocab_size - self.first_query_token_id + 1
-        if self.distinct_queries and self.max_num_visual_tokens > rows:
-            raise ValueError(
-                f"{self.max_num_visual_tokens} visual tokens need {self.max_num_visual_tokens - 1} query rows after "
-                f"row {self.first_query_token_id} of the fusion table, which has {self.fuser_config.vocab_size} "
-                f"rows; set fuser_config.vocab_size to {self.first_query_token_id + self.max_num_visual_tokens - 1}."
-            )
+        self.connector_class.check_followup_count(self, self.num_visual_tokens, self.num_followup_visual_tokens)
 
     def _check_text_head(self) -> None:
         for field in UNSUPPORTED_HEAD_FIELDS:

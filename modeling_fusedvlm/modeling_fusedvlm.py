@@ -20,7 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .configuration_fusedvlm import FusedVLMConfig
-from .modeling_fusedvlm_base import FusedVLMPreTrainedModel, FusedVLMProjector
+from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_contrastive import FusedVLMForContrastiveLearning
 from .modeling_fusedvlm_fusion import FusedVLMFusionModel
 from .modeling_fusedvlm_loading import is_language_key
@@ -72,12 +72,11 @@ class FusedVLMCausalLMOutputWithPast(ModelOutput):
 
 
 class FusedVLMModel(FusedVLMFusionModel):
-    """Fusion model, projection and LLM decoder, without a language-model head."""
+    """Fusion model and LLM decoder, without a language-model head."""
 
     _has_llm = True
 
     def _init_parts(self, config: FusedVLMConfig) -> None:
-        self.projector = FusedVLMProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
 
     @can_return_tuple
@@ -114,7 +113,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         visual_tokens = []
         if fused.segment_states:
             counts = [len(states) for states in fused.segment_states]
-            projected = self.projector(torch.cat(fused.segment_states)).split(counts)
+            projected = self.connector.project(torch.cat(fused.segment_states)).split(counts)
             visual_tokens = [torch.cat([projected[g] for g in group]) for group in plan.segments_per_sample()]
         vision = fused.vision_outputs
         return FusedVLMImageFeatures(
@@ -132,8 +131,17 @@ class FusedVLMModel(FusedVLMFusionModel):
         """
         size = self.config.vision_config.image_size
         view = torch.zeros(1, 3, size, size, device=self.device)
-        features = self.get_image_features(pixel_values=view, num_visual_tokens=1, return_dict=True)
+        smallest = min(self.connector.counts(self.config))
+        features = self.get_image_features(
+            pixel_values=view,
+            num_visual_tokens=smallest,
+            return_dict=True,
+            **self.connector.dummy_question(self.device),
+        )
         return features.pooler_output[0].sum() * 0.0
+
+    def _connector_learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.connector_parameters())
 
     def _merge_images(self, inputs_embeds, input_ids, features, past_key_values) -> torch.Tensor:
         image_token_id = self.config.image_token_id
@@ -151,7 +159,7 @@ class FusedVLMModel(FusedVLMFusionModel):
                 ~(input_ids == image_token_id).any(),
                 "The prompt has image placeholders but no images were given: expected 0 in every sample.",
             )
-        if self.training and torch.is_grad_enabled() and self.projector.weight.requires_grad:
+        if self.training and torch.is_grad_enabled() and self._connector_learns():
             inputs_embeds = inputs_embeds + self._gradient_anchor().to(inputs_embeds)
         return inputs_embeds
 

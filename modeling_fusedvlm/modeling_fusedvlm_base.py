@@ -5,7 +5,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_fusedvlm import FusedVLMConfig, FusedVLMFuserConfig
+from .configuration_fusedvlm import FusedVLMConfig
+from .modeling_fusedvlm_connector_fused import FusedVLMProjector
+from .modeling_fusedvlm_connectors import FusedVLMConnector, connector_class
 from .modeling_fusedvlm_integrity import check_finite, check_record, check_tensors, recording
 from .modeling_fusedvlm_loading import (
     find_image_token_id,
@@ -23,13 +25,6 @@ AUTO_MAP = {
     "AutoModel": "modeling_fusedvlm.FusedVLMModel",
     "AutoModelForImageTextToText": "modeling_fusedvlm.FusedVLMForConditionalGeneration",
 }
-
-
-class FusedVLMProjector(nn.Linear):
-    """Bias-free linear from fusion width to LLM width; a class of its own because its initial scale is."""
-
-    def __init__(self, config: FusedVLMConfig):
-        super().__init__(config.fuser_config.hidden_size, config.text_config.hidden_size, bias=False)
 
 
 class FusedVLMPreTrainedModel(PreTrainedModel):
@@ -53,7 +48,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=self.config.projector_initializer_range)
             return
         super()._init_weights(module)
-        if isinstance(module, FusedVLMViewMerger):
+        if isinstance(module, (FusedVLMViewMerger, FusedVLMConnector)):
             module.reset_parameters()
 
     def freeze_text_model(self) -> None:
@@ -90,7 +85,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         vision,
         text,
         *,
-        num_visual_tokens: int = 256,
+        num_visual_tokens: int | None = None,
+        connector: str = "fused",
         query_vocab_size: int = 49408,
         query_eos_token_id: int = 49407,
         fuser_config: dict | None = None,
@@ -107,10 +103,13 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         Args:
             vision: repo id or folder of a CLIP or SigLIP (whole or tower), or a tower model.
             text: repo id or folder of a causal LM; kept frozen and referred to, not copied, on save.
-            num_visual_tokens: m; also the largest m unless `trained_num_visual_tokens` is given.
+            num_visual_tokens: m; also the largest m unless `trained_num_visual_tokens` is given. By default 256, or the
+                most below it that the connector gives.
+            connector: how view tokens become visual tokens; its settings are `connector_config`.
             query_vocab_size: size of the query tokenizer's vocabulary (CLIP BPE: 49408); queries get the next rows.
             query_eos_token_id: row of the last query of every group (CLIP BPE: 49407).
-            fuser_config: overrides of the fusion decoder's config, e.g. `{"num_hidden_layers": 12}`.
+            fuser_config: overrides of the fusion decoder's config, e.g. `{"num_hidden_layers": 12}`; for the fused
+                connector, as are the two above.
             image_token_id: placeholder in the LLM's vocabulary; by default a reserved token of its tokenizer.
             vision_revision, text_revision: commits, tags or branches; the commit they resolve to is stored.
             config_kwargs: further fields of `FusedVLMConfig`.
@@ -123,28 +122,26 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         tower = load_vision_tower(vision if vision_name is None else vision_name, vision_revision)
         vision_config = tower.config
         text_config = AutoConfig.from_pretrained(text, revision=text_revision)
-        trained = config_kwargs.setdefault("trained_num_visual_tokens", [num_visual_tokens])
-        fuser = {
-            "hidden_size": vision_config.hidden_size,
-            "intermediate_size": vision_config.intermediate_size,
-            "num_attention_heads": max(1, vision_config.hidden_size // 64),
-            "vocab_size": query_vocab_size + max(trained) - 1,
-            "eos_token_id": query_eos_token_id,
-            **(fuser_config or {}),
-        }
+        fields = connector_class(connector).fields_from_backbones(
+            vision_config=vision_config,
+            largest=max(config_kwargs.get("trained_num_visual_tokens") or [num_visual_tokens or 256]),
+            query_vocab_size=query_vocab_size,
+            query_eos_token_id=query_eos_token_id,
+            fuser_config=fuser_config,
+        )
         if image_token_id is None:
             image_token_id = find_image_token_id(text, text_revision)
         config = cls.config_class(
             vision_config=vision_config.to_dict(),
-            fuser_config=FusedVLMFuserConfig(**fuser).to_dict(),
             text_config=text_config.to_dict(),
+            connector=connector,
             num_visual_tokens=num_visual_tokens,
-            first_query_token_id=query_vocab_size,
             image_token_id=image_token_id,
             text_model_name_or_path=text,
             text_model_revision=pinned_revision(text, text_revision),
             vision_model_name_or_path=vision_name,
             vision_model_revision=pinned_revision(vision_name, vision_revision),
+            **fields,
             **config_kwargs,
         )
         wanted = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}

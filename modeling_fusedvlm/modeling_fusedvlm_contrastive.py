@@ -59,6 +59,11 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         super().__init__(config)
         if config.answer_config is None:
             raise ValueError("Stage 1 reads answers with a text tower: set answer_config (a CLIPTextConfig).")
+        if not config.connector_class.has_contrastive_stage:
+            raise ValueError(
+                f"The {config.connector} connector has no stage 1, which pairs the last query's state with an answer; "
+                "train it from stage 2 on."
+            )
         self.model = FusedVLMFusionModel(config)
         self.answer_tower = CLIPTextModel._from_config(config.answer_config)
         self.answer_projection = nn.Linear(config.answer_config.hidden_size, config.projection_dim, bias=False)

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 LANGUAGE_PREFIX = "model.language_model."
 HEAD_PREFIX = "lm_head."
 # Modules that quantisation must leave alone: everything that is trained, and the head (see `quantise_only_llm`).
-TRAINED_MODULES = ("model.vision_tower", "model.merger", "model.fuser", "model.projector")
+TRAINED_MODULES = ("model.vision_tower", "model.merger", "model.fuser", "model.projector", "model.connector")
 # Where each quantiser keeps its list of modules to leave alone.
 SKIP_LIST_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 # Reserved tokens that LLM vocabularies offer for a placeholder, best first; the unknown token is the last resort.

@@ -25,7 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 class FusionSegment:
     """One question asked about one image, as plain numbers.
 
-    `turn` is the user turn inside the conversation, `sample` the conversation inside the batch.
+    `turn` is the user turn inside the conversation, `sample` the conversation inside the batch; `num_visual_tokens` is
+    m, which stands in the prompt `copies` times: once, or once per view where a connector counts by view.
     """
 
     image: int
@@ -33,6 +34,12 @@ class FusionSegment:
     sample: int
     num_question_tokens: int
     num_visual_tokens: int
+    copies: int = 1
+
+    @property
+    def num_placeholders(self) -> int:
+        """Visual tokens of the segment in the LLM's prompt."""
+        return self.num_visual_tokens * self.copies
 
 
 @dataclass
@@ -61,7 +68,7 @@ class FusionPlan:
         """Visual tokens each conversation of the batch must have placeholders for."""
         counts = [0] * self.num_samples
         for segment in self.segments:
-            counts[segment.sample] += segment.num_visual_tokens
+            counts[segment.sample] += segment.num_placeholders
         return counts
 
 
@@ -87,11 +94,13 @@ def build_fusion_plan(
     num_visual_tokens: torch.Tensor | Sequence[int] | int | None = None,
     image_num_questions: torch.Tensor | Sequence[int] | None = None,
     sample_num_images: torch.Tensor | Sequence[int] | None = None,
+    per_view: bool = False,
 ) -> FusionPlan:
     """Read the packed layout and check that its counts agree.
 
     Missing counts mean the plainest case: every view is an image of its own, every image belongs to a sample of its
-    own and is asked one question (of length zero when `question_lengths` is missing too).
+    own and is asked one question (of length zero when `question_lengths` is missing too). With `per_view` a segment's
+    m counts the tokens of each view of its image.
 
     Raises:
         ValueError: naming the two counts that disagree.
@@ -113,7 +122,7 @@ def build_fusion_plan(
     lengths = to_list(question_lengths) or [0] * num_segments
     turns = to_list(question_turns) or [turn for count in questions_per_image for turn in range(count)]
     if num_visual_tokens is None or isinstance(num_visual_tokens, int):
-        counts = [num_visual_tokens or default_num_visual_tokens] * num_segments
+        counts = [default_num_visual_tokens if num_visual_tokens is None else num_visual_tokens] * num_segments
     else:
         counts = to_list(num_visual_tokens)
     for name, values in (("question_lengths", lengths), ("question_turns", turns), ("num_visual_tokens", counts)):
@@ -123,7 +132,7 @@ def build_fusion_plan(
     image_of = [image for image, count in enumerate(questions_per_image) for _ in range(count)]
     sample_of = [sample for sample, count in enumerate(images_per_sample) for _ in range(count)]
     segments = [
-        FusionSegment(image, turn, sample_of[image], length, count)
+        FusionSegment(image, turn, sample_of[image], length, count, views_per_image[image] if per_view else 1)
         for image, turn, length, count in zip(image_of, turns, lengths, counts, strict=True)
     ]
     return FusionPlan(views_per_image, segments, len(images_per_sample))

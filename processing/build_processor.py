@@ -24,7 +24,8 @@ def build_processor(
     Args:
         config: the model's `FusedVLMConfig`.
         text: LLM repo id or folder; by default the one the config refers to.
-        query_tokenizer: tokenizer of the fusion module, or where to load it; by default CLIP's BPE.
+        query_tokenizer: tokenizer of the fusion module, or where to load it; by default CLIP's BPE. Connectors
+            that read no question or the LLM's own ids get the LLM's tokenizer.
         image_processor: by default `FusedVLMImageProcessor` at the tower's image size and normalisation.
         chat_template: by default the LLM's own template behind the marker prelude, or the Llama-2 layout of the
             published checkpoints when the LLM has none.
@@ -33,11 +34,14 @@ def build_processor(
         ValueError: when the query tokenizer's vocabulary does not end where the queries begin.
     """
     tokenizer = load_text_tokenizer(config, text)
+    kind = config.connector_class
+    if not kind.has_own_question_tokens(config):
+        query_tokenizer = tokenizer  # the LLM's ids, or none are read
     if query_tokenizer is None:
         query_tokenizer = clip_query_tokenizer()
     if not isinstance(query_tokenizer, PreTrainedTokenizerBase):
         query_tokenizer = AutoTokenizer.from_pretrained(query_tokenizer)
-    if len(query_tokenizer) != config.first_query_token_id:
+    if kind.has_own_question_tokens(config) and len(query_tokenizer) != config.first_query_token_id:
         raise ValueError(
             f"The query tokenizer has {len(query_tokenizer)} tokens, but the model's queries begin at row "
             f"{config.first_query_token_id}: they must be equal."
@@ -50,6 +54,7 @@ def build_processor(
         num_visual_tokens=config.num_visual_tokens,
         num_followup_visual_tokens=config.num_followup_visual_tokens,
         max_num_visual_tokens=config.max_num_visual_tokens,
+        connector=kind.facts(config),
         chat_template=chat_template or default_chat_template(tokenizer.chat_template),
     )
 

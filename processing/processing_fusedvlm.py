@@ -19,6 +19,7 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
+from .processing_fusedvlm_counts import VisualTokenCounts
 from .processing_fusedvlm_messages import check_conversations, check_text
 from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, replacement_offsets
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
@@ -49,12 +50,13 @@ class FusedVLMProcessor(ProcessorMixin):
     Args:
         image_processor: `FusedVLMImageProcessor` or its PIL twin.
         tokenizer: the LLM's tokenizer.
-        query_tokenizer: reads questions for the fusion module (CLIP BPE in the published model).
+        query_tokenizer: reads questions for the connector (CLIP BPE in the published model).
         image_token: marker for an image in unmarked text.
         image_token_id: placeholder id in the LLM's vocabulary; by default the id of `image_token`.
-        num_visual_tokens: m, default per image for the first question.
+        num_visual_tokens: m, default per image for the first question; per view for connectors that count so.
         num_followup_visual_tokens: m', default for later questions.
         max_num_visual_tokens: largest count the model was trained with; defaults to m.
+        connector: what the model's connector can give (`FusedVLMConnector.facts`); None for the fused one.
         chat_template: Jinja template that renders marked text.
     """
 
@@ -70,6 +72,7 @@ class FusedVLMProcessor(ProcessorMixin):
         num_visual_tokens: int = 256,
         num_followup_visual_tokens: int | None = None,
         max_num_visual_tokens: int | None = None,
+        connector: dict | None = None,
         chat_template=None,
         **kwargs,
     ):
@@ -80,14 +83,20 @@ class FusedVLMProcessor(ProcessorMixin):
         if image_token_id is None and image_token not in vocabulary:
             raise ValueError(f"The tokenizer has no {image_token} token; pass image_token_id= of a reserved token.")
         self.image_token_id = vocabulary[image_token] if image_token_id is None else image_token_id
+        self.connector = connector
         self.num_visual_tokens = num_visual_tokens
         self.max_num_visual_tokens = max_num_visual_tokens or num_visual_tokens
         if num_followup_visual_tokens is None:
-            num_followup_visual_tokens = min(8, num_visual_tokens)
+            num_followup_visual_tokens = self.counts.default_followup(num_visual_tokens, 8)
         self.num_followup_visual_tokens = num_followup_visual_tokens
         super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template, **kwargs)
-        for name in ("num_visual_tokens", "num_followup_visual_tokens"):
-            self._check_range(getattr(self, name), name)
+        self.counts.check(num_visual_tokens, "num_visual_tokens")
+        self.counts.check_followup(num_followup_visual_tokens, num_visual_tokens)
+
+    @property
+    def counts(self) -> VisualTokenCounts:
+        """What the model's connector can give."""
+        return VisualTokenCounts(self.connector, self.max_num_visual_tokens)
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -155,12 +164,13 @@ class FusedVLMProcessor(ProcessorMixin):
             return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
         prompts = self._parse(text, questions)
         images = self._flatten_images(images, prompts)
-        data = self._encode(
-            prompts, num_visual_tokens, num_followup_visual_tokens, return_assistant_tokens_mask, merged
-        )
+        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens)
+        encoded, views = {}, None
         if images:
-            data.update(self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": return_tensors}))
-        return BatchFeature(data, tensor_type=return_tensors)
+            encoded = self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": return_tensors})
+            views = [int(number) for number in encoded["image_num_views"]]
+        data = self._encode(prompts, counts, views, return_assistant_tokens_mask, merged)
+        return BatchFeature({**data, **encoded}, tensor_type=return_tensors)
 
     def encode_prompts(
         self,
@@ -169,17 +179,19 @@ class FusedVLMProcessor(ProcessorMixin):
         num_visual_tokens: int | list[int] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
+        image_num_views: list[int] | None = None,
         **kwargs: Unpack[FusedVLMProcessorKwargs],
     ) -> BatchFeature:
         """The text half of a call: everything but pixels, for images whose view features are already computed.
 
         Arguments, result and errors as for a call; `pixel_values` and `image_num_views` are missing from the result.
+        `image_num_views` holds the views of each image, for connectors that count visual tokens by view.
         """
         merged = self._merge_kwargs(FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         prompts = self._parse(text, questions)
-        data = self._encode(
-            prompts, num_visual_tokens, num_followup_visual_tokens, return_assistant_tokens_mask, merged
-        )
+        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens)
+        views = None if image_num_views is None else [int(number) for number in image_num_views]
+        data = self._encode(prompts, counts, views, return_assistant_tokens_mask, merged)
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def _parse(self, text: TextInput | list[TextInput], questions) -> list[Prompt]:
@@ -195,41 +207,62 @@ class FusedVLMProcessor(ProcessorMixin):
     def _encode(
         self,
         prompts: list[Prompt],
-        num_visual_tokens,
-        num_followup_visual_tokens,
+        counts: list[tuple[int, int]],
+        views: list[int] | None,
         return_mask: bool | None,
         merged: dict,
     ) -> dict:
-        counts = []
-        for sample in range(len(prompts)):
-            first = self._per_sample(num_visual_tokens, "num_visual_tokens", sample, len(prompts))
-            followup = self._per_sample(num_followup_visual_tokens, "num_followup_visual_tokens", sample, len(prompts))
-            counts.append((first, min(first, followup)))  # m' follows m down, as in the published (1, 1)
-        data = self._encode_text(prompts, counts, return_mask, merged)
+        sizes = self._marker_sizes(prompts, counts, views)
+        data = self._encode_text(prompts, sizes, return_mask, merged)
         if any(prompt.num_images for prompt in prompts):
             data.update(self._encode_questions(prompts, counts))
         return data
 
-    def _check_range(self, value: int, name: str) -> None:
-        if not isinstance(value, int) or not 1 <= value <= self.max_num_visual_tokens:
-            raise ValueError(
-                f"{name}={value} is out of range: this model takes 1 to {self.max_num_visual_tokens} visual tokens."
-            )
+    def _marker_sizes(
+        self, prompts: list[Prompt], counts: list[tuple[int, int]], views: list[int] | None
+    ) -> list[list[int]]:
+        """Placeholders of every image marker, prompt by prompt."""
+        sizes, start, rules = [], 0, self.counts
+        for prompt, (first, followup) in zip(prompts, counts, strict=True):
+            stop = start + prompt.num_images
+            if views is not None and stop > len(views):
+                raise ValueError(f"image_num_views has {len(views)} entries, but the prompts have more images.")
+            sizes.append(rules.marker_sizes(prompt, first, followup, None if views is None else views[start:stop]))
+            start = stop
+        return sizes
+
+    def _counts(self, num_prompts: int, first_counts, followup_counts) -> list[tuple[int, int]]:
+        """(m, m') of every prompt."""
+        rules, counts = self.counts, []
+        for sample in range(num_prompts):
+            first = self._per_sample(first_counts, "num_visual_tokens", sample, num_prompts)
+            rules.check(first, "num_visual_tokens")
+            if followup_counts is None:
+                followup = rules.default_followup(first, self.num_followup_visual_tokens)
+            else:
+                followup = self._per_sample(followup_counts, "num_followup_visual_tokens", sample, num_prompts)
+                rules.check_followup(followup, min(first, followup) if rules.connector["nested"] else first)
+                followup = min(first, followup)  # m' follows m down, as in the published (1, 1)
+            counts.append((first, followup))
+        return counts
 
     def _per_sample(self, value, name: str, sample: int, batch_size: int) -> int:
-        """The count that holds for one sample."""
+        """The count that is asked for for one sample."""
         if value is None:
             return getattr(self, name)
         if isinstance(value, (list, tuple)):
             if len(value) != batch_size:
                 raise ValueError(f"{name} has {len(value)} entries for {batch_size} prompts.")
             value = value[sample]
-        value = int(value)
-        self._check_range(value, name)
-        return value
+        return int(value)
 
     def _set_questions(self, prompts: list[Prompt], questions) -> None:
         """Replace the questions found in the text by explicit ones, and refuse empty questions about an image."""
+        if questions is not None and not self.counts.reads_question:
+            raise ValueError(
+                f"The {self.counts.connector['name']} connector reads no question; leave questions= out, the language "
+                "model reads the text."
+            )
         if questions is not None:
             questions = [questions] if isinstance(questions, str) or len(prompts) == 1 else list(questions)
             if len(prompts) == 1 and len(questions) == 1 and isinstance(questions[0], list) and questions[0]:
@@ -280,7 +313,7 @@ class FusedVLMProcessor(ProcessorMixin):
         return images
 
     def _encode_text(
-        self, prompts: list[Prompt], counts: list[tuple[int, int]], return_mask: bool | None, merged: dict
+        self, prompts: list[Prompt], sizes: list[list[int]], return_mask: bool | None, merged: dict
     ) -> dict:
         """Token ids of all prompts with every image marker expanded to its placeholders."""
         text_kwargs = merged["text_kwargs"]
@@ -292,11 +325,11 @@ class FusedVLMProcessor(ProcessorMixin):
         rows = [
             encoder.encode(
                 prompt.pieces,
-                {"image": first, "again": followup},
+                marker_sizes,
                 add_special_tokens=add_special_tokens and not prompt.is_marked,
                 sample=sample,
             )
-            for sample, (prompt, (first, followup)) in enumerate(zip(prompts, counts, strict=True))
+            for sample, (prompt, marker_sizes) in enumerate(zip(prompts, sizes, strict=True))
         ]
         data = pad_rows(
             self.tokenizer,
@@ -311,8 +344,7 @@ class FusedVLMProcessor(ProcessorMixin):
         )
         if merged.get("return_text_replacement_offsets") or text_kwargs.get("return_text_replacement_offsets"):
             data["text_replacement_offsets"] = [
-                replacement_offsets(prompt, {"image": first, "again": followup})
-                for prompt, (first, followup) in zip(prompts, counts, strict=True)
+                replacement_offsets(prompt, marker_sizes) for prompt, marker_sizes in zip(prompts, sizes, strict=True)
             ]
         return data
 
@@ -323,7 +355,8 @@ class FusedVLMProcessor(ProcessorMixin):
         for prompt, (first, followup) in zip(prompts, counts, strict=True):
             asked: list[list[tuple[int, int, str]]] = []  # per image: (turn, visual tokens, question)
             for number, turn in enumerate(prompt.turns):
-                for segments in asked[: turn.num_seen_images]:
+                # m' = 0: the tokens in front of the first question serve the later ones too.
+                for segments in asked[: turn.num_seen_images] if followup else ():
                     segments.append((number, followup, turn.question))
                 asked.extend([(number, first, turn.question)] for _ in range(turn.num_new_images))
             packed["sample_num_images"].append(len(asked))
@@ -332,24 +365,35 @@ class FusedVLMProcessor(ProcessorMixin):
                 packed["question_turns"].append(number)
                 packed["num_visual_tokens"].append(size)
                 asked_questions.append(question)
-        encoded = self.query_tokenizer(asked_questions, add_special_tokens=False, split_special_tokens=True)
-        packed["question_lengths"] = [len(ids) for ids in encoded["input_ids"]]
-        packed["question_input_ids"] = [token_id for ids in encoded["input_ids"] for token_id in ids]
+        if self.counts.reads_question:
+            rows = self._tokenise_questions(asked_questions)
+            packed["question_lengths"] = [len(ids) for ids in rows]
+            packed["question_input_ids"] = [token_id for ids in rows for token_id in ids]
+        else:
+            del packed["question_lengths"], packed["question_input_ids"]
         return packed
+
+    def _tokenise_questions(self, questions: list[str]) -> list[list[int]]:
+        """Ids of each question; where the LLM reads it, with the special tokens the LLM is used to."""
+        from_llm = self.counts.connector["question_tokens"] == "llm"
+        texts = [question.strip() for question in questions] if from_llm else questions
+        return self.query_tokenizer(texts, add_special_tokens=from_llm, split_special_tokens=True)["input_ids"]
 
     # -- what transformers and servers ask a processor -----------------------------------------------------------------
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """Text that stands for one image's placeholders: m times the marker."""
-        return self.image_token * self.num_visual_tokens
+        views = int(image_inputs["image_num_views"][image_idx]) if self.counts.per_view else 1
+        return self.image_token * self.num_visual_tokens * views
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """Visual tokens and views per image, from sizes (height, width) alone: m does not depend on the image."""
+        """Visual tokens and views per image, from sizes (height, width) alone."""
         data = {}
         if image_sizes is not None:
             m = int(kwargs.get("num_visual_tokens") or self.num_visual_tokens)
             views = [self.image_processor.get_number_of_views(*size, kwargs) for size in image_sizes]
-            data.update(num_image_tokens=[m] * len(image_sizes), num_image_patches=views)
+            tokens = [m * number if self.counts.per_view else m for number in views]
+            data.update(num_image_tokens=tokens, num_image_patches=views)
         return MultiModalData(**data)
 
     def apply_chat_template(

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 IMAGE = "<image>"
 IMAGE_AGAIN = "<|image_again|>"
+MARKERS = ("image", "again")  # kinds of pieces that become placeholders
 ASKED = "<|asked|>"
 ESCAPE = "\ue000"
 
@@ -81,20 +82,20 @@ def unescape(text: str) -> str:
     return text.replace(f"<{ESCAPE}", "<")
 
 
-def replacement_offsets(prompt: Prompt, sizes: dict[str, int]) -> list[dict]:
+def replacement_offsets(prompt: Prompt, sizes: list[int]) -> list[dict]:
     """Where image markers stand in a prompt's text and in the same text with every marker repeated once per token.
 
     Args:
         prompt: a parsed prompt.
-        sizes: visual tokens per "image" and "again" piece.
+        sizes: visual tokens of every image marker, in order.
 
     Returns:
         One entry per marker, in the form that `ProcessorMixin.get_text_with_replacements` documents.
     """
-    found, gained = [], 0
+    found, gained, sizes_left = [], 0, iter(sizes)
     for piece in prompt.pieces:
-        if piece.kind in sizes:
-            new = IMAGE * sizes[piece.kind]
+        if piece.kind in MARKERS:
+            new = IMAGE * next(sizes_left)
             start, stop = piece.start, piece.start + len(piece.text)
             span, new_span = (start, stop), (start + gained, start + gained + len(new))
             found.append({"type": "image", "span": span, "new_span": new_span, "text": piece.text, "replacement": new})

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .processing_fusedvlm_prompt import IMAGE, Piece
+from .processing_fusedvlm_prompt import IMAGE, MARKERS, Piece
 
 
 @dataclass
@@ -64,12 +64,12 @@ class TokenPieces:
         ids = encoded["input_ids"]
         return {text: self._without_placeholder(text, row, **kwargs) for text, row in zip(ordered, ids, strict=True)}
 
-    def encode(self, pieces: list[Piece], sizes: dict[str, int], add_special_tokens: bool, sample: int) -> TokenRow:
+    def encode(self, pieces: list[Piece], sizes: list[int], add_special_tokens: bool, sample: int) -> TokenRow:
         """Encode one prompt of the batch.
 
         Args:
             pieces: from `parse_prompt`.
-            sizes: placeholders per "image" and "again" piece.
+            sizes: placeholders of every image marker, in order.
             add_special_tokens: wrap the prompt in the tokenizer's own special tokens (unmarked text).
             sample: number of the prompt, for messages.
 
@@ -80,11 +80,12 @@ class TokenPieces:
         prefix, suffix = self._special_affixes() if add_special_tokens else ([], [])
         row.add(prefix)
         after_answer = False
+        sizes_left = iter(sizes)
         gained = 0  # characters by which repeated markers have moved the text behind them
         for piece in pieces:
             start = piece.start + gained
-            if piece.kind in sizes:
-                size = sizes[piece.kind]
+            if piece.kind in MARKERS:
+                size = next(sizes_left)
                 places = [(start + number * len(IMAGE), start + (number + 1) * len(IMAGE)) for number in range(size)]
                 row.add([self.image_token_id] * size, offsets=places)
                 gained += size * len(IMAGE) - len(piece.text)

@@ -133,8 +133,10 @@ def test_sub_folders_import_each_other_in_one_direction(top):
 
 
 def test_no_folder_has_more_than_fifteen_modules():
+    """But for the two whose files travel to the Hub, where they stand side by side."""
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in FILES if path.name != "__init__.py")
-    assert {folder: count for folder, count in counts.items() if count > 15} == {}
+    flat = {"modeling_fusedvlm", "processing"}
+    assert {folder: count for folder, count in counts.items() if count > 15 and folder not in flat} == {}
 
 
 def test_no_file_name_means_two_things():

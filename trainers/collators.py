@@ -57,10 +57,12 @@ class ConversationCollator:
             "return_assistant_tokens_mask": True,
         }
         if is_cached:
-            batch = dict(self.processor.encode_prompts(**kwargs))
-            if features := [torch.as_tensor(views) for sample in checked for views in sample["images"]]:
+            features = [torch.as_tensor(views) for sample in checked for views in sample["images"]]
+            views = [len(image) for image in features]
+            batch = dict(self.processor.encode_prompts(image_num_views=views, **kwargs))
+            if features:
                 batch["view_features"] = torch.cat(features)
-                batch["image_num_views"] = torch.tensor([len(views) for views in features])
+                batch["image_num_views"] = torch.tensor(views)
         else:
             images = [sample["images"] for sample in checked]
             batch = dict(self.processor(images=images if any(images) else None, **kwargs))

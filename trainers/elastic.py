@@ -39,7 +39,7 @@ def draw_per_sample(
 
 
 def shrink_visual_tokens(
-    batch: dict, num_visual_tokens: int | torch.Tensor, image_token_id: int, pad_token_id: int
+    batch: dict, num_visual_tokens: int | torch.Tensor, image_token_id: int, pad_token_id: int, per_view: bool = False
 ) -> dict:
     """The same batch with at most `num_visual_tokens` visual tokens for every segment.
 
@@ -47,6 +47,7 @@ def shrink_visual_tokens(
         batch: right-padded, as `ConversationCollator` builds it; `num_visual_tokens` (G,) image-major.
         num_visual_tokens: m of this step, or (B,) of each sample; segments that have fewer keep what they have.
         image_token_id, pad_token_id: ids in the LLM's vocabulary.
+        per_view: whether the connector counts m by view.
 
     Returns:
         New dict; tensors that do not change are shared.
@@ -59,7 +60,8 @@ def shrink_visual_tokens(
     else:
         num_visual_tokens = torch.full_like(old, num_visual_tokens)
     new = torch.minimum(old, num_visual_tokens)
-    keep_in_order = _placeholders_to_keep(batch, old, new)
+    copies = copies_of_segment(batch) if per_view else torch.ones_like(old)
+    keep_in_order = _placeholders_to_keep(batch, old * copies.to(old), new * copies.to(old))
     is_placeholder = batch["input_ids"] == image_token_id
     keep = torch.ones_like(is_placeholder)
     keep[is_placeholder] = keep_in_order.to(keep.device)
@@ -77,6 +79,11 @@ def sample_of_segment(batch: dict) -> torch.Tensor:
     """(G,) the number of the sample each segment belongs to."""
     samples = torch.arange(len(batch["sample_num_images"])).repeat_interleave(batch["sample_num_images"].cpu())
     return samples.repeat_interleave(batch["image_num_questions"].cpu())
+
+
+def copies_of_segment(batch: dict) -> torch.Tensor:
+    """(G,) the views of each segment's image: how often m stands in the prompt where m counts by view."""
+    return batch["image_num_views"].cpu().repeat_interleave(batch["image_num_questions"].cpu())
 
 
 def _placeholders_to_keep(batch: dict, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,8 @@ class GenerationTrainer(FusedVLMTrainer):
         """Collator at the largest m that can be drawn."""
         choices = args.elastic_num_visual_tokens
         if choices is not None:
-            model.config.check_num_visual_tokens(max(choices), "elastic_num_visual_tokens")
+            for m in choices:
+                model.config.check_num_visual_tokens(m, "elastic_num_visual_tokens")
         largest = None if choices is None else max(choices)
         return ConversationCollator(processor, num_visual_tokens=largest, with_ids=True)
 
@@ -75,7 +76,8 @@ class GenerationTrainer(FusedVLMTrainer):
         if drawn is None:
             return inputs
         pad_token_id = self.processing_class.tokenizer.pad_token_id
-        return shrink_visual_tokens(inputs, drawn, self.processing_class.image_token_id, pad_token_id)
+        processor = self.processing_class
+        return shrink_visual_tokens(inputs, drawn, processor.image_token_id, pad_token_id, processor.counts.per_view)
 
     def _evaluation_loss(self, model, inputs: dict, return_outputs: bool):
         """Mean per labelled token of this batch at the collator's m; at every elastic m for the metrics."""

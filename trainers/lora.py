@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-# Where each preset looks for linear layers.
+# Where each preset looks for linear layers; "fusion" is wherever the model's connector has them.
 LORA_PRESETS = {
-    "fusion": "model.fuser.",
+    "fusion": None,
     "vision": "model.vision_tower.",
     "llm": "model.language_model.",
 }
@@ -77,7 +77,7 @@ def add_lora(model: nn.Module, presets: str | Iterable[str], **kwargs) -> PeftMo
 
 def _pattern(model: nn.Module, preset: str) -> str:
     """Regular expression for the full names of a part's linear layers."""
-    prefix = LORA_PRESETS[preset]
+    prefix = LORA_PRESETS[preset] or model.config.connector_class.lora_prefix
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     endings = sorted({name.rpartition(".")[2] for name in linear if name.startswith(prefix)})
     if not endings:

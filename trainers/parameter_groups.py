@@ -11,12 +11,13 @@ STAGES = {
         "model.vision_tower.",
         "model.merger.",
         "model.fuser.",
+        "model.connector.",
         "answer_tower.",
         "answer_projection.",
         "image_projection.",
         "logit_scale",
     ),
-    "generation": ("model.vision_tower.", "model.merger.", "model.fuser.", "model.projector."),
+    "generation": ("model.vision_tower.", "model.merger.", "model.fuser.", "model.connector.", "model.projector."),
 }
 NO_DECAY_ENDINGS = (
     ".bias",

@@ -31,20 +31,22 @@ def tower_key(model, image_processor) -> str:
         model: a FusedVLM model, both stages.
         image_processor: `FusedVLMImageProcessor`, either backend.
     """
-    digest = hashlib.sha256()
-    for part in (model.model.vision_tower, model.model.merger):
+    digest, connector = hashlib.sha256(), model.model.connector
+    for part in (model.model.vision_tower, *connector.view_parts()):
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     settings = {
         "vision": model.config.vision_config.to_dict(),
-        "merge": [model.config.merge_views, model.config.newline_token],
+        **connector.view_settings(),
         "image_processor": image_processor.to_dict(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     code = Path(inspect.getfile(type(image_processor))).parent
-    for path in [*sorted(code.glob("image_processing*.py")), Path(inspect.getfile(type(model.model.merger)))]:
+    classes = [kind for kind in type(connector).__mro__ if hasattr(kind, "encode_views")]
+    modeling = sorted({Path(inspect.getfile(kind)) for kind in (*classes, *map(type, connector.view_parts()))})
+    for path in [*sorted(code.glob("image_processing*.py")), *modeling]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
@@ -201,6 +203,9 @@ def cached_views(samples, folder: str | Path, model, image_processor, trainable_
             f"view_cache needs a frozen vision tower and merge, but {len(learns)} of their parameters learn (first "
             f"{learns[0]}); set freeze to {' '.join(FROZEN_PARTS)}, or leave view_cache out."
         )
+    connector = model.model.connector
+    if not connector.cacheable_views:
+        raise ValueError(f"The {connector.name} connector's view tokens cannot be cached; leave view_cache out.")
     if not hasattr(samples, "__len__"):
         raise ValueError("view_cache needs a dataset with a length, not a stream: its images are encoded beforehand.")
     cache = ViewCache(folder, model, image_processor)

@@ -20,8 +20,8 @@ def test_counts_agree_with_torch(model, workload, m):
 
 def test_a_wrong_count_is_noticed(model):
     shapes = read_shapes(model.config)
-    with pytest.raises(ValueError, match="fusion at m=7"):
-        check_counts(model.config, replace(shapes, fusion_linear=shapes.fusion_linear + 4000), 7, Workload(3, 20, 5))
+    with pytest.raises(ValueError, match="vision at m=7"):
+        check_counts(model.config, replace(shapes, vision_linear=shapes.vision_linear + 4000), 7, Workload(3, 20, 5))
 
 
 def test_the_papers_size_has_the_papers_costs():

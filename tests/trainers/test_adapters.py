@@ -40,7 +40,7 @@ def test_presets_match_every_linear_layer_of_their_part_and_nothing_else(variant
     model = add_lora(load(variant), preset, rank=4)
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert len(adapted) == LINEAR[preset]
-    assert all(name.startswith(f"base_model.model.{LORA_PRESETS[preset]}") for name in adapted)
+    assert all(name.startswith(f"base_model.model.{LORA_PRESETS[preset] or 'model.fuser.'}") for name in adapted)
     learns = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(learns) == 2 * LINEAR[preset]
     assert all("lora_" in name for name in learns)

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from fusedvlm.costs.counts import count_training_flops, read_shapes
+from fusedvlm.costs.counts import ImageWork, count_training_flops, read_shapes
 from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import DATA, arguments
 from fusedvlm.trainers import (
@@ -133,7 +133,8 @@ def test_counted_flops_are_those_torch_counts(backbones, processor, tmp_path, fr
         trainer.compute_loss(model, batch).backward()
     shapes = read_shapes(model.config)
     row = 2 * model.config.tokens_per_view + len(batch["question_input_ids"]) + 7
-    triangles = 3 * 2 * shapes.fusion_layers * shapes.fusion_width * row**2
+    fuser = model.config.fuser_config
+    triangles = 3 * 2 * fuser.num_hidden_layers * fuser.hidden_size * row**2
     triangles += 3 * 2 * shapes.llm_layers * shapes.llm_width * batch["input_ids"].shape[1] ** 2
     assert trainer.throughput.images == 1
     assert trainer.throughput.flops == pytest.approx(counter.get_total_flops() - triangles, rel=0.01)
@@ -144,10 +145,10 @@ def test_training_flops_of_the_papers_size():
     from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 
     shapes = read_shapes(FusedVLMConfig())
-    options = {"fusion_lengths": [1450 + 10 + 256], "prompt_lengths": [256 + 35], "num_visual_tokens": 256}
-    learns = count_training_flops(shapes, 10, **options, num_labels=20)
-    frozen = count_training_flops(shapes, 10, **options, num_labels=20, vision_learns=False)
-    cached = count_training_flops(shapes, 0, **options, num_labels=20)
+    options = {"images": [ImageWork(10, [10], [256])], "prompt_lengths": [256 + 35], "num_labels": 20}
+    learns = count_training_flops(shapes, **options)
+    frozen = count_training_flops(shapes, **options, vision_learns=False)
+    cached = count_training_flops(shapes, **options, views_are_cached=True)
     assert learns / 1e12 == pytest.approx(3 * 3.85 + 3 * 1.22 + 2 * 3.8, abs=0.3)
     assert (learns - frozen) / 1e12 == pytest.approx(2 * 3.85, abs=0.05)
     assert (frozen - cached) / 1e12 == pytest.approx(3.85, abs=0.05)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from transformers import TrainerCallback
 
-from fusedvlm.costs.counts import Shapes, count_training_flops, read_shapes
+from fusedvlm.costs.counts import ImageWork, Shapes, count_training_flops, read_shapes
 
 # Dense bf16 (V100: fp16) peak of one device in TFLOP/s, as its maker states it, by what its name contains; the first
 # match counts.
@@ -70,22 +70,25 @@ class Throughput(TrainerCallback):
             inputs: the batch as the model gets it.
             answers: (G, La) attention mask of stage 1's answers; without it the LLM reads `attention_mask` (B, L).
         """
-        views = _integers(inputs.get("image_num_views"))
-        rows = _fusion_rows(inputs, views, self.config.tokens_per_view, self.config.fuse_question)
+        images = image_work(inputs)
         prompts = _integers(inputs["attention_mask"].sum(-1)) if answers is None else []
         answer_tokens = 0 if answers is None else int(answers.sum())
-        cached = "view_features" in inputs
-        self.images += len(views)
-        self.tokens += sum(rows) + sum(prompts) + answer_tokens
+        self.images += len(images)
+        self.tokens += sum(self._positions(image) for image in images) + sum(prompts) + answer_tokens
         self.flops += 6 * self.answer_linear * answer_tokens + count_training_flops(
             self.shapes,
-            num_views=0 if cached else sum(views),
-            fusion_lengths=rows,
+            images,
             prompt_lengths=prompts,
-            num_visual_tokens=sum(_integers(inputs.get("num_visual_tokens"))) if prompts else 0,
             num_labels=int((inputs["labels"] != -100).sum()) if prompts else 0,
             vision_learns=self.vision_learns,
+            views_are_cached="view_features" in inputs,
         )
+
+    def _positions(self, image: ImageWork) -> int:
+        """View tokens, question tokens that are read and visual tokens of one image."""
+        questions = sum(image.question_lengths) if self.config.fuse_question else 0
+        copies = image.num_views if self.config.connector_class.per_view else 1
+        return image.num_views * self.config.tokens_per_view + questions + copies * sum(image.counts)
 
     def rates(self) -> dict[str, float]:
         """Rates over all ranks since the last call, and a new start."""
@@ -125,13 +128,13 @@ def _integers(values: torch.Tensor | None) -> list[int]:
     return [] if values is None else values.flatten().tolist()
 
 
-def _fusion_rows(inputs: dict, views: list[int], tokens_per_view: int, fuse_question: bool) -> list[int]:
-    """Length of the fusion decoder's row of each image: views, then questions and queries."""
+def image_work(inputs: dict) -> list[ImageWork]:
+    """What the connector does for each image of a batch, as the model gets it."""
     counts = _integers(inputs.get("num_visual_tokens"))
-    questions = _integers(inputs.get("question_lengths")) if fuse_question else [0] * len(counts)
-    rows, segment = [], 0
+    questions = _integers(inputs.get("question_lengths")) or [0] * len(counts)
+    views, images, segment = _integers(inputs.get("image_num_views")), [], 0
     for num_views, asked in zip(views, _integers(inputs.get("image_num_questions")), strict=True):
         stop = segment + asked
-        rows.append(num_views * tokens_per_view + sum(questions[segment:stop]) + sum(counts[segment:stop]))
+        images.append(ImageWork(num_views, questions[segment:stop], counts[segment:stop]))
         segment = stop
-    return rows
+    return images

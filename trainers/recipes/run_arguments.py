@@ -37,8 +37,10 @@ class ModelArguments:
         num_visual_tokens, num_followup_visual_tokens: m and m'.
         trained_num_visual_tokens: every m that is trained, for elastic runs; the largest is the end of the dial.
         max_local_views: most local views of an image (HD-9 is 9).
-        fuse_question: whether the fusion module reads the question.
-        fuser_config: sizes of the fusion decoder that differ from the tower's.
+        connector: how view tokens become visual tokens; the saved model's own, or fused, when not given.
+        connector_config: its settings.
+        fuse_question: whether the connector reads the question; by default it does if it can.
+        fuser_config: sizes of the fused connector's decoder that differ from the tower's; others have none.
         attn_implementation: eager, sdpa or flash_attention_2; the best there is by default.
         dtype: dtype of the trained weights.
         text_dtype: dtype the frozen LLM is held in; `dtype` when not given.
@@ -77,7 +79,15 @@ class ModelArguments:
         default=None, metadata={"help": "Every m that is trained; [m] by default."}
     )
     max_local_views: int = field(default=9, metadata={"help": "Most local views per image."})
-    fuse_question: bool = field(default=True, metadata={"help": "Whether the fusion module reads the question."})
+    connector: str | None = field(
+        default=None, metadata={"help": "How view tokens become visual tokens; the saved model's own, or fused."}
+    )
+    connector_config: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Settings of the connector, as JSON."}
+    )
+    fuse_question: bool | None = field(
+        default=None, metadata={"help": "Whether the connector reads the question; by default it does if it can."}
+    )
     fuser_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Sizes of the fusion decoder, as JSON."}
     )
@@ -90,7 +100,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        for name in ("vision", "text", "answer", "fuser_config"):
+        for name in ("vision", "text", "answer", "connector_config", "fuser_config"):
             setattr(self, name, _parse_json(getattr(self, name), name))
         if self.model_name_or_path is None and (self.vision is None or self.text is None):
             raise ValueError("Say what to train: model.model_name_or_path, or both model.vision and model.text.")

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import connector_class
 from fusedvlm.processing import FusedVLMProcessor, build_processor
 from fusedvlm.processing.build_processor import clip_query_tokenizer
 from fusedvlm.trainers.checkpoints import MARKER, problems, whole_folder
@@ -55,7 +56,9 @@ def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir:
         arguments.trained_num_visual_tokens,
         seed,
     )
-    model.config.fuse_question = arguments.fuse_question
+    if arguments.fuse_question is not None:
+        model.config.fuse_question = arguments.fuse_question
+        model.config.connector_class.check_question(model.config)
     model.config.max_local_views = processor.image_processor.max_local_views = arguments.max_local_views
     if arguments.text_dtype is not None and hasattr(model.model, "language_model"):
         model.model.language_model.to(getattr(torch, arguments.text_dtype))
@@ -82,10 +85,7 @@ def whole_on_every_rank() -> Iterator[None]:
 def set_visual_tokens(
     model, processor, num_visual_tokens: int, num_followup: int | None, trained: list[int] | None, seed: int
 ) -> None:
-    """Turn the dial of a model and its processor, adding query rows where the largest m needs more.
-
-    Smaller m keep the rows they do not use. New rows are drawn as the fusion decoder's embeddings are at the start,
-    from (seed, number of rows) alone.
+    """Turn the dial of a model and its processor; the connector grows where the largest m needs more room.
 
     Args:
         num_visual_tokens, num_followup: m and m'; m' is the paper's 8, or m where m is smaller, when not given.
@@ -93,30 +93,16 @@ def set_visual_tokens(
     """
     config = model.config
     trained = list(trained or [num_visual_tokens])
-    missing = config.first_query_token_id + max(trained) - 1 - config.fuser_config.vocab_size
-    if missing > 0 and config.distinct_queries:
-        _add_query_rows(model, missing, seed)
-    num_followup = min(8, num_visual_tokens) if num_followup is None else num_followup
+    model.model.connector.grow(max(trained), seed)
     config.trained_num_visual_tokens = trained
-    for name, count in (("num_visual_tokens", num_visual_tokens), ("num_followup_visual_tokens", num_followup)):
-        config.check_num_visual_tokens(count, name)
-        setattr(config, name, count)
-        setattr(processor, name, count)
+    config.check_num_visual_tokens(num_visual_tokens)
+    config.num_visual_tokens = num_visual_tokens
+    if num_followup is None:
+        num_followup = config.connector_class.default_followup_count(config)
+    config.connector_class.check_followup_count(config, num_visual_tokens, num_followup)
+    config.num_followup_visual_tokens = num_followup
+    processor.num_visual_tokens, processor.num_followup_visual_tokens = num_visual_tokens, num_followup
     processor.max_num_visual_tokens = max(trained)
-
-
-@torch.no_grad()
-def _add_query_rows(model, count: int, seed: int) -> None:
-    fuser = model.model.fuser
-    old = fuser.embed_tokens
-    rows, width = old.weight.shape
-    table = nn.Embedding(rows + count, width, old.padding_idx, device=old.weight.device, dtype=old.weight.dtype)
-    generator = torch.Generator().manual_seed(seed + rows)
-    new = torch.randn(count, width, generator=generator) * model.config.fuser_config.initializer_range
-    table.weight.copy_(torch.cat([old.weight, new.to(old.weight)]))
-    table.weight.requires_grad_(old.weight.requires_grad)
-    fuser.embed_tokens = table
-    model.config.fuser_config.vocab_size = fuser.config.vocab_size = fuser.vocab_size = rows + count
 
 
 def _from_saved(arguments: ModelArguments, stage: str):
@@ -131,6 +117,11 @@ def _from_saved(arguments: ModelArguments, stage: str):
     options = {"revision": arguments.model_revision} if arguments.model_revision else {}
     processor = FusedVLMProcessor.from_pretrained(path, **options)
     model = kind.from_pretrained(path, **options, **_loading(arguments))
+    if arguments.connector not in (None, model.config.connector):
+        raise ValueError(
+            f"model.connector={arguments.connector}, but {path} has a {model.config.connector} connector; leave "
+            "model.connector out, or start from model.vision and model.text."
+        )
     return model, processor
 
 
@@ -141,6 +132,7 @@ def _loading(arguments: ModelArguments) -> dict:
 
 
 def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, seed: int):
+    connector = arguments.connector or "fused"
     query_tokenizer = load_query_tokenizer(arguments.query_tokenizer)
     vision = arguments.vision
     if isinstance(vision, dict):
@@ -159,7 +151,9 @@ def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, see
         "fuse_question": arguments.fuse_question,
         "query_vocab_size": len(query_tokenizer),
         "query_eos_token_id": query_tokenizer.eos_token_id,
-        "fuser_config": arguments.fuser_config,
+        "connector": connector,
+        "connector_config": arguments.connector_config,
+        "fuser_config": arguments.fuser_config if connector_class(connector).has_fusion_decoder else None,
         "vision_revision": arguments.vision_revision,
         "text_revision": arguments.text_revision,
         "dtype": _loading(arguments)["dtype"],

@@ -1,0 +1,46 @@
+"""Dense: every patch of every view through LLaVA's MLP; the whole image, at its whole price."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from .modeling_fusedvlm_connector import FusedVLMConnector, build_mlp, grid_side, register_connector
+
+
+@register_connector("dense")
+class FusedVLMDenseConnector(FusedVLMConnector):
+    """All N patches of the layer before the last, through `mlp_layers` linear layers with GELU between (LLaVA-1.5).
+
+    m is N, the patches of one view; the state keys `mlp.0`, `mlp.2` are LLaVA's.
+    """
+
+    settings = {"mlp_layers": 2}
+
+    @classmethod
+    def counts(cls, config: PreTrainedConfig) -> Sequence[int]:
+        """N alone."""
+        return (grid_side(config) ** 2,)
+
+    @classmethod
+    def explain_counts(cls, config: PreTrainedConfig) -> str:
+        """Every patch is a token."""
+        side = grid_side(config)
+        return f"gives every patch of a {side} x {side} grid"
+
+    @classmethod
+    def complete_settings(cls, config: PreTrainedConfig, settings: dict[str, Any]) -> dict[str, Any]:
+        """Refuse an MLP without layers."""
+        if settings["mlp_layers"] < 1:
+            raise ValueError(f"connector_config mlp_layers={settings['mlp_layers']} must be at least 1.")
+        return settings
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        layers = config.connector_config["mlp_layers"]
+        self.mlp = build_mlp(config.vision_config.hidden_size, config.text_config.hidden_size, layers)
+
+    def reduce(self, view_tokens: torch.Tensor, num_visual_tokens: int, *question: torch.Tensor) -> torch.Tensor:
+        """(V, N, C) to (V, N, H)."""
+        return self.mlp(view_tokens)
