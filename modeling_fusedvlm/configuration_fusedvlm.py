@@ -22,6 +22,7 @@ DEFAULT_VISION = {
     "projection_dim": 768,
 }
 TOWERS = ("vision_config", "fuser_config", "text_config")
+OTHER_TOWERS = ("vision_config", "text_config")  # of connectors without a fusion decoder
 DEFAULT_TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 # Heads that scale their logits in a way this package does not reproduce; such LLMs are refused, never ignored.
 UNSUPPORTED_HEAD_FIELDS = ("lm_head_multiplier", "output_multiplier")
@@ -162,7 +163,8 @@ class FusedVLMConfig(PreTrainedConfig):
         Raises:
             ValueError: naming a tower that is missing; a default in its place would be the paper's, with a 7B LLM.
         """
-        for name in TOWERS:
+        has_fuser = connector_class(config_dict.get("connector") or "fused").has_fusion_decoder
+        for name in TOWERS if has_fuser else OTHER_TOWERS:
             tower = config_dict.get(name)
             if isinstance(tower, PreTrainedConfig) or isinstance(kwargs.get(name), PreTrainedConfig):
                 continue
@@ -176,7 +178,8 @@ class FusedVLMConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict:
         """What is written to a file: as the base class, but with every tower whole, also where it is the default."""
         output, whole = super().to_diff_dict(), self.to_dict()
-        return {**output, **{name: output.get(name) or whole[name] for name in TOWERS}}
+        towers = TOWERS if self.fuser_config is not None else OTHER_TOWERS
+        return {**output, **{name: output.get(name) or whole[name] for name in towers}}
 
     @property
     def connector_class(self) -> type[FusedVLMConnector]:

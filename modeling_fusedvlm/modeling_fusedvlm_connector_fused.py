@@ -16,13 +16,13 @@ from .modeling_fusedvlm_connector import FusedVLMConnector, grid_side, register_
 from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
-# CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (reference
-# section 2). Towers of other families return normalised tokens.
+# CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (fusedvlm's
+# docs/reference.md, "Vision tower"). Towers of other families return normalised tokens.
 TOWERS_TO_NORMALISE = ("clip_vision_model",)
 
 
 class FusedVLMProjector(nn.Linear):
-    """Bias-free linear from fusion width to LLM width; a class of its own because its initial scale is (section 4)."""
+    """Bias-free linear from fusion width to LLM width; a class of its own because its initial scale is."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config.fuser_config.hidden_size, config.text_config.hidden_size, bias=False)
@@ -158,7 +158,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def encode_views(self, tower: nn.Module, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, Any]:
-        """(V, 3, S, S) to (V, T, C): normalised last layer, merged, a newline behind (reference section 2)."""
+        """(V, 3, S, S) to (V, T, C): normalised last layer, merged, a newline behind."""
         outputs = tower(pixel_values, return_dict=True, **kwargs)
         tokens = outputs.last_hidden_state
         # CODEPATH: CLIP towers return tokens before their final LayerNorm; SigLIP towers after it.
@@ -197,7 +197,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         question_input_ids: torch.Tensor | None = None,
         language_model: nn.Module | None = None,
     ) -> list[torch.Tensor]:
-        """(m_g, C) states at the queries and eos of each segment (reference section 3); arguments as in the base."""
+        """(m_g, C) states at the queries and eos of each segment; arguments as in the base."""
         keep_questions = self.config.fuse_question and question_input_ids is not None
         # Not the embedding's device: its weight may be offloaded.
         text_tokens = self.embed_segments(plan, question_input_ids, view_tokens.device)

@@ -90,7 +90,7 @@ def record_differences(config, record: dict) -> list[str]:
         if name not in record or (name == "answer_config" and None in (value, record[name])):
             continue  # a field that the saving version did not have, or a stage without answers
         trained = record[name]
-        if isinstance(value, dict) and isinstance(trained, dict):
+        if name in SUB_CONFIGS and isinstance(value, dict) and isinstance(trained, dict):
             trained = _as_built_now(name, getattr(config, name), trained)
             pairs = [(f"{name}.{key}", value.get(key), trained[key]) for key in sorted(trained) if key in value]
         else:

@@ -1,5 +1,6 @@
 """Build a processor for a newly assembled model (not shipped to the Hub: loading a variant needs none of this)."""
 
+import copy
 from pathlib import Path
 
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizer
@@ -36,7 +37,7 @@ def build_processor(
     tokenizer = load_text_tokenizer(config, text)
     kind = config.connector_class
     if not kind.has_own_question_tokens(config):
-        query_tokenizer = tokenizer  # the LLM's ids, or none are read
+        query_tokenizer = copy.deepcopy(tokenizer)  # the LLM's ids, or none are read
     if query_tokenizer is None:
         query_tokenizer = clip_query_tokenizer()
     if not isinstance(query_tokenizer, PreTrainedTokenizerBase):

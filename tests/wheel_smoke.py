@@ -39,7 +39,8 @@ def check_data_files() -> None:
 
     for name in shipped_recipes():
         load_recipe(name)
-    assert len(shipped_recipes()) >= 3 and len(shipped_presets()) >= 3
+    assert len(shipped_recipes()) >= 3
+    assert len(shipped_presets()) >= 3
     folder = Path(importlib.import_module("fusedvlm").__file__).parent
     templates = [path for path in folder.rglob("*.jinja") if path.parent.name != "processing"]
     assert len(templates) >= 5, templates
@@ -53,7 +54,8 @@ def check_commands() -> None:
     command = str(Path(sys.executable).parent / "fusedvlm")
     for words in COMMANDS:
         done = subprocess.run([command, *words], capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.strip(), (words, done.returncode, done.stderr)
+        assert done.returncode == 0, (words, done.returncode, done.stderr)
+        assert done.stdout.strip(), words
 
 
 def main() -> None:

@@ -1,0 +1,195 @@
+"""Every connector: refused in one line where it cannot, trained, saved, loaded elsewhere, batched as one by one."""
+
+import pytest
+import torch
+
+from fusedvlm.costs.counts import count_flops, read_shapes
+from fusedvlm.costs.profile import Workload, check_counts
+from fusedvlm.costs.variant_info import count_parameters
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CONNECTORS
+from fusedvlm.processing import FusedVLMProcessor
+from fusedvlm.tests import tiny
+from fusedvlm.trainers import GenerationArguments, GenerationTrainer
+
+# {case: (connector, fields, counts it gives)} on the tiny tower's 6 x 6 grid.
+CASES = {
+    "dense": ("dense", {}, [36]),
+}
+CONVERSATION = [
+    tiny.user(tiny.picture(1), text="what is it?"),
+    tiny.assistant("a cat"),
+    tiny.user(text="what colour has it?"),
+    tiny.assistant("red"),
+]
+
+
+def build(folder, case: str, **fields):
+    connector, own, counts = CASES[case]
+    fields = {"num_visual_tokens": max(counts), "num_followup_visual_tokens": None, **own, **fields}
+    fields.setdefault("trained_num_visual_tokens", counts)
+    return tiny.build_model(folder, connector=connector, fuser_config=None, **fields)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def built(request, backbones):
+    model = build(backbones, request.param)
+    return request.param, model, tiny.build_tiny_processor(model)
+
+
+def ask(processor, messages, **kwargs):
+    return processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        padding=True,
+        processor_kwargs=kwargs,
+    )
+
+
+def answers(model, processor, messages, **kwargs) -> list[list[int]]:
+    inputs = ask(processor, messages, **kwargs)
+    output = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_every_connector_is_tried_here():
+    assert {connector for connector, _, _ in CASES.values()} | {"fused"} == set(CONNECTORS)
+
+
+def test_placeholders_are_as_many_as_visual_tokens(built):
+    case, model, processor = built
+    for count in CASES[case][2]:
+        inputs = ask(processor, [CONVERSATION[:3]], num_visual_tokens=count)
+        features = model.get_image_features(
+            **{k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}, return_dict=True
+        )
+        found = (inputs["input_ids"] == model.config.image_token_id).sum().item()
+        assert found == len(features.pooler_output[0]) == features.visual_tokens_per_sample[0]
+        views = int(inputs["image_num_views"].sum()) if model.model.connector.per_view else 1
+        turns = 1 + int(model.config.num_followup_visual_tokens > 0)
+        assert found == count * views * turns
+
+
+def test_mixed_batches_answer_as_one_by_one(built):
+    case, model, processor = built
+    counts = [CASES[case][2][0], CASES[case][2][-1], CASES[case][2][0], CASES[case][2][-1]]
+    prompts = [
+        CONVERSATION[:3],
+        [tiny.user(tiny.picture(2, 30, 90), tiny.picture(3), text="the same or not?")],
+        [tiny.user(text="hello")],
+        CONVERSATION[:1],
+    ]
+    together = answers(model, processor, prompts, num_visual_tokens=counts)
+    for prompt, count, expected in zip(prompts, counts, together, strict=True):
+        assert answers(model, processor, [prompt], num_visual_tokens=count)[0] == expected
+
+
+def test_a_step_trains_the_connector_and_what_is_saved_loads_again(built, tmp_path):
+    case, model, processor = built
+    model = build(model_folder(model), case)
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    choices = CASES[case][2]
+    args = GenerationArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=0.01,
+        freeze=["model.vision_tower."],
+        elastic_num_visual_tokens=choices if len(choices) > 1 else None,
+        view_cache=str(tmp_path / "views"),
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
+    )
+    data = [{"messages": strip(CONVERSATION), "images": [tiny.picture(n)]} for n in range(4)]
+    trainer = GenerationTrainer(model=model, args=args, train_dataset=data, processing_class=processor)
+    trainer.train()
+    moved = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("model.connector.") for name in moved)
+    assert trainer.throughput.shapes.parameters["fusion"] == sum(p.numel() for p in model.model.connector.parameters())
+    model.save_pretrained(tmp_path / "variant")
+    processor.save_pretrained(tmp_path / "variant")
+    again = FusedVLMForConditionalGeneration.from_pretrained(tmp_path / "variant").eval()
+    loaded = FusedVLMProcessor.from_pretrained(tmp_path / "variant")
+    expected = answers(model.eval(), processor, [CONVERSATION[:3]])
+    assert answers(again, loaded, [CONVERSATION[:3]]) == expected
+    assert {name: (tensor != dict(model.named_parameters())[name]).sum().item() for name, tensor in
+            again.named_parameters()} == dict.fromkeys(before, 0)  # fmt: skip
+
+
+def model_folder(model):
+    from pathlib import Path
+
+    return Path(model.config.text_model_name_or_path).parent
+
+
+def strip(messages):
+    """The conversation format: text beside images."""
+    return [
+        {"role": m["role"], "content": ("<image>" if any(p["type"] == "image" for p in m["content"]) else "")
+         + "".join(p.get("text", "") for p in m["content"])} for m in messages
+    ]  # fmt: skip
+
+
+def test_flops_and_parameters_are_counted(built):
+    case, model, _ = built
+    shapes = read_shapes(model.config)
+    for count in CASES[case][2][:2]:
+        check_counts(model.config, shapes, count, Workload(3, 9, 4))
+        assert count_flops(shapes, count, 3, 9, 4).fusion > 0
+    assert sum(count_parameters(model.config).values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_processor_refuses_what_the_model_refuses(built):
+    _, model, processor = built
+    kind = model.config.connector_class
+    possible = [m for m in kind.counts(model.config) if m <= model.config.max_num_visual_tokens]
+    for count in (0, 1, 5, 8, 16, 36, 37):
+        if count in possible:
+            model.config.check_num_visual_tokens(count)
+            processor.encode_prompts("<image>what?", num_visual_tokens=count, image_num_views=[1])
+            continue
+        with pytest.raises(ValueError, match=f"num_visual_tokens={count}") as by_model:
+            model.config.check_num_visual_tokens(count)
+        with pytest.raises(ValueError, match=f"num_visual_tokens={count}") as by_processor:
+            processor.encode_prompts("<image>what?", num_visual_tokens=count, image_num_views=[1])
+        for error in (by_model, by_processor):
+            assert "\n" not in str(error.value)
+            assert len(str(error.value)) <= 300
+
+
+def test_a_question_is_refused_where_none_is_read(built):
+    _, model, processor = built
+    if model.config.fuse_question:
+        pytest.skip("reads the question")
+    views = torch.zeros(1, 36, model.model.connector.view_width())
+    with pytest.raises(ValueError, match="reads no question, but question_input_ids has 2 tokens"):
+        model.get_image_features(view_features=views, question_input_ids=torch.tensor([3, 4]), question_lengths=[2])
+    with pytest.raises(ValueError, match="reads no question; leave questions= out"):
+        processor.encode_prompts("<image>what?", questions="what?", image_num_views=[1])
+
+
+VISION = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "image_size": 24, "patch_size": 4}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"connector": "nothing"}, "connector='nothing' is not registered; there are .*dense"),
+        ({"connector": "dense", "num_visual_tokens": 16}, "dense connector gives every patch of a 6 x 6 grid; take 36"),
+        ({"connector": "dense", "fuse_question": True}, "dense connector reads no question"),
+        ({"connector": "dense", "num_followup_visual_tokens": 4}, "is not nested.*set it to 36 or 0"),
+        ({"connector": "dense", "fuser_config": {"num_hidden_layers": 2}}, "has no fusion decoder"),
+        ({"connector": "dense", "connector_config": {"mlp": 2}}, "'mlp'; the dense connector knows mlp_layers"),
+    ],
+)
+def test_what_a_connector_cannot_do_is_refused_in_one_line(fields, message):
+    with pytest.raises(ValueError, match=message) as error:
+        FusedVLMConfig(vision_config=VISION, **fields)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) <= 300
