@@ -5,8 +5,11 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import ImagesKwargs
 
+from .image_processing_fusedvlm_arrays import to_rgb_channels, to_usable_array
+from .image_processing_fusedvlm_loading import to_upright_rgb
 from .image_processing_fusedvlm_views import count_views
 
 AUTO_CLASSES = {
@@ -43,6 +46,20 @@ class FusedVLMImageProcessorMixin:
         if global_view not in ("padded_image", "canvas"):
             raise ValueError(f"global_view={global_view!r} must be 'padded_image' or 'canvas'.")
         return size.height
+
+    @staticmethod
+    def to_levels(image, do_convert_rgb: bool | None, input_data_format):
+        """Pictures upright and RGB; arrays and tensors as uint8 or float32, and as (3, H, W) with `do_convert_rgb`.
+
+        Returns:
+            The image, and the `do_convert_rgb` and `input_data_format` that are left for the base class.
+        """
+        if isinstance(image, Image.Image):
+            return to_upright_rgb(image), do_convert_rgb, input_data_format
+        image = to_usable_array(image)
+        if not do_convert_rgb:
+            return image, do_convert_rgb, input_data_format
+        return to_rgb_channels(image, input_data_format), False, ChannelDimension.FIRST
 
     def get_number_of_views(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Views of an image of that size, without looking at pixels."""

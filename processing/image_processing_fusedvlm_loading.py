@@ -9,7 +9,9 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from .image_processing_fusedvlm_whole import missing_part
 
 # Pictures above this are refused before decoding: 179 megapixels is where Pillow itself speaks of a decompression bomb.
 # Between half of it and this Pillow only warns; such a picture is loaded, unless warnings are errors.
@@ -17,13 +19,25 @@ MAX_PIXELS = 178_956_970
 MAX_DOWNLOAD = 512 * 2**20  # bytes
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 SHORTEST_BASE64 = 48  # the smallest whole image files have about 35 bytes
+LONGEST_NAME, LONGEST_REASON = 140, 100  # characters, so that a message stays under 300
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_image(source) -> Image.Image:
     """Open a picture.
 
     Args:
-        source: path, http(s) URL, base64 data URI, base64 string, bytes, or PIL image.
+        source: path, http(s) URL, base64 data URI, base64 string, bytes, open file, PIL image, or a row of `datasets`
+            with `bytes` or `path`.
 
     Returns:
         Upright RGB image; of an animation the first frame. Transparency is dropped, not composited.
@@ -65,8 +79,11 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: {image.width} x {image.height} is more than {MAX_PIXELS:,} pixels.")
     with _refuse_parts_of_pictures():
         try:
+            data = _undecoded(image)
             image.load()
-            image = ImageOps.exif_transpose(image)
+            if data is not None and (what := missing_part(data, image)) is not None:
+                raise ValueError(what)
+            image = _upright(image)
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
                 image = _to_eight_bits(image)
             if image.mode == "P" and "transparency" in image.info:
@@ -76,6 +93,30 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             return image if image.mode == "RGB" else image.convert("RGB")
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             raise ValueError(f"{name}: damaged or truncated image ({_one_line(error)}).") from error
+
+
+def _undecoded(image: Image.Image) -> bytes | None:
+    """The file of a picture that is not decoded yet; None where that cannot be known any more."""
+    file = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO", "PNG") or file is None or getattr(file, "closed", False):
+        return None
+    try:
+        place = file.tell()
+        file.seek(0)
+        data = file.read()
+        file.seek(place)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return data if isinstance(data, bytes) else None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; data that make no sense turn nothing, as in every viewer."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # noqa: BLE001 Pillow raises nearly anything on damaged EXIF data
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 @contextlib.contextmanager
@@ -106,38 +147,18 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
-def to_usable_array(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    """Whole numbers and truth values as uint8, floats as float32, so that both backends resize them alike.
-
-    Raises:
-        ValueError: for an array without pixels, whole numbers outside 0..255, or floats that are not finite.
-    """
-    if 0 in image.shape:
-        raise ValueError(f"An image of shape {tuple(image.shape)} has no pixels.")
-    is_tensor = isinstance(image, torch.Tensor)
-    kind = str(image.dtype).removeprefix("torch.")
-    if "float" in kind:
-        image = image.float() if is_tensor else image.astype(np.float32, copy=False)
-        if not (image - image == 0).all():
-            raise ValueError("An image of floats has pixels that are not finite numbers.")
-        return image
-    if kind != "uint8":
-        image = image.to(torch.int64) if is_tensor else image.astype(np.int64)
-        image = image * 255 if kind == "bool" else image
-        low, high = int(image.min()), int(image.max())
-        if low < 0 or high > 255:
-            raise ValueError(f"Pixels of type {kind} must be 0..255, got {low}..{high}; divide 16-bit levels by 257.")
-        return image.to(torch.uint8) if is_tensor else image.astype(np.uint8)
-    return image if is_tensor else np.require(image, requirements="W")  # torch warns about read-only memory
-
-
 def _read(source) -> tuple[bytes, str]:
     """Bytes of a source and a name for messages."""
-    if isinstance(source, (bytes, bytearray)):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source), "image bytes"
+    if isinstance(source, dict):
+        return _read_row(source)
+    if callable(getattr(source, "read", None)):
+        return _read_file(source)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(
-            f"An image must be a path, URL, base64 string, bytes or PIL image, got {type(source).__name__}."
+            "An image must be a path, URL, base64 string, bytes, open file, array or PIL image, got "
+            f"{type(source).__name__}."
         )
     text = os.fsdecode(source)
     name = _shown(text)
@@ -158,6 +179,31 @@ def _read(source) -> tuple[bytes, str]:
     if len(text) >= SHORTEST_BASE64 and os.path.splitext(text)[1] == "":
         return _decode_base64(text, "base64 string")
     raise ValueError(f"{name}: no such file.")
+
+
+def _read_row(row: dict) -> tuple[bytes, str]:
+    """An undecoded picture of `datasets`: its bytes, or else its path."""
+    name = row.get("path")
+    if row.get("bytes") is not None:
+        return bytes(row["bytes"]), _shown(str(name)) if name else "image bytes"
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"An image as a dictionary needs bytes or a path, got {sorted(map(str, row))[:5]}.")
+    return _read(name)
+
+
+def _read_file(file) -> tuple[bytes, str]:
+    """All of an open file, from its beginning where it can be rewound."""
+    name = getattr(file, "name", None)
+    name = _shown(name) if isinstance(name, str) else f"open file ({type(file).__name__})"
+    try:
+        if callable(getattr(file, "seek", None)) and getattr(file, "seekable", lambda: True)():
+            file.seek(0)
+        data = file.read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: cannot be read ({_one_line(error)}).") from error
+    if not isinstance(data, (bytes, bytearray)):
+        raise ValueError(f"{name}: is open as text; open it in binary mode.")
+    return bytes(data), name
 
 
 def _download(url: str, name: str) -> bytes:
@@ -184,19 +230,29 @@ def _decode_base64(text: str, kind: str) -> tuple[bytes, str]:
 
 
 def _shown(text: str) -> str:
-    """A source as messages name it: one line, not too long."""
+    """A source as messages name it: one line, not too long, and never without its end, where a file has its name."""
     text = text if text.isprintable() and text else repr(text)
-    return text if len(text) <= 200 else text[:200] + "..."
+    return text if len(text) <= LONGEST_NAME else f"{text[:37]}...{text[40 - LONGEST_NAME :]}"
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 def fetch_images(sources):
-    """Load every string, path or bytes of a possibly nested list; arrays, tensors and PIL images pass through."""
+    """Load every source of a possibly nested list; arrays, tensors and PIL images pass through.
+
+    Raises:
+        ValueError, OSError: as `load_image`; also for things that are no image.
+    """
     if isinstance(sources, (list, tuple)):
         return [fetch_images(source) for source in sources]
-    if isinstance(sources, (str, bytes, bytearray, os.PathLike)):
+    if isinstance(sources, Image.Image):
+        return sources
+    if hasattr(sources, "__array__") and not isinstance(sources, (np.ndarray, torch.Tensor)):
+        sources = np.asarray(sources)  # an array of another library
+    if not isinstance(sources, (np.ndarray, torch.Tensor)):
         return load_image(sources)
-    return sources
+    if sources.ndim not in (2, 3, 4):
+        raise ValueError(f"An array is an image of 2 or 3 axes or a batch of 4, got shape {tuple(sources.shape)}.")
+    return sources[None] if sources.ndim == 2 else sources

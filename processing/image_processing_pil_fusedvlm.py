@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.processing_utils import Unpack
 
+from .image_processing_fusedvlm_arrays import check_levels
 from .image_processing_fusedvlm_common import (
     WHITE,
     FusedVLMImageProcessorKwargs,
@@ -18,7 +18,7 @@ from .image_processing_fusedvlm_common import (
     resize_bicubic,
     resize_with_pillow,
 )
-from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb, to_usable_array
+from .image_processing_fusedvlm_loading import fetch_images
 from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
 
 if TYPE_CHECKING:  # so that saving copies the other backend's file too
@@ -49,10 +49,10 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         """Load paths, URLs, base64 strings and bytes; everything else passes through."""
         return fetch_images(image_url_or_urls)
 
-    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs) -> np.ndarray:
+    def process_image(self, image, do_convert_rgb: bool | None = None, input_data_format=None, **kwargs) -> np.ndarray:
         """One image as a (3, H, W) array: pictures upright and RGB, arrays and tensors of uint8 or float32."""
-        image = to_upright_rgb(image) if isinstance(image, Image.Image) else to_usable_array(image)
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        image, do_convert_rgb, layout = self.to_levels(image, do_convert_rgb, input_data_format)
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=layout, **kwargs)
 
     def _preprocess(
         self,
@@ -84,6 +84,7 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
 
         views = []
         for image in images:
+            check_levels(image, do_rescale, rescale_factor, do_normalize)
             if not do_resize:
                 views.append(finish(image)[None])
                 continue

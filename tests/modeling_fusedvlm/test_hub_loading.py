@@ -23,8 +23,8 @@ HUB_FILES = sorted(
 )
 ALLOWED = {
     "torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "torchvision", "base64", "binascii",
-    "contextlib", "copy", "collections", "dataclasses", "io", "json", "math", "os", "pathlib", "re", "threading", "typing",
-    "urllib",
+    "contextlib", "copy", "collections", "dataclasses", "io", "json", "math", "os", "pathlib", "re", "struct", "threading", "typing",
+    "urllib", "warnings", "zlib",
 }  # fmt: skip
 
 PROBE = """
