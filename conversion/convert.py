@@ -21,7 +21,7 @@ from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVL
 from fusedvlm.modeling_fusedvlm.configuration_fusedvlm import FusedVLMConfig
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import PLACEHOLDER_TOKENS, is_language_key
 
-from .published_files import copy_tokenizer, first_placeholder_id, read_json, read_weights
+from .published_files import copy_tokenizer, first_placeholder_id, read_json_if_there, read_weights
 from .published_names import KeyReport, published_stage, to_ours
 
 DEFAULT_LOCAL_VIEWS = 9
@@ -118,7 +118,7 @@ def load_published(
     report = ConversionReport(**vars(keys), source=str(source), stage=stage)
     if options.max_local_views is None:
         options = replace(options, max_local_views=_local_views(source, report.notes))
-    config = read_config(state, read_json(source / "config.json"), stage, options, tokenizers, report.notes)
+    config = read_config(state, read_json_if_there(source / "config.json"), stage, options, tokenizers, report.notes)
     report.sizes = describe_sizes(config)
     model = _fill(MODEL_CLASSES[stage], config, state, options.dtype, report.notes)
     if stage == "generation":
@@ -318,7 +318,7 @@ def _placeholder_id(tokenizer: Path | None, notes: list[str]) -> int:
 
 
 def _local_views(source: Path, notes: list[str]) -> int:
-    views = read_json(source / "preprocessor_config.json").get("num_crops")
+    views = read_json_if_there(source / "preprocessor_config.json").get("num_crops")
     if views is None:
         notes.append(f"No num_crops in preprocessor_config.json: assumed HD-{DEFAULT_LOCAL_VIEWS}.")
     return DEFAULT_LOCAL_VIEWS if views is None else views
@@ -408,7 +408,7 @@ def _save_processor(config, source: Path, output: Path, options, tokenizers, rep
         return
     plain = tokenizers["query"].parent / "query_without_placeholders"
     copy_tokenizer(tokenizers["query"], plain, with_placeholders=False)
-    published = read_json(source / "preprocessor_config.json")
+    published = read_json_if_there(source / "preprocessor_config.json")
     size = config.vision_config.image_size
     statistics = {name: published[name] for name in ("image_mean", "image_std") if published.get(name) is not None}
     conversation = options.conversation or choose_conversation(AutoTokenizer.from_pretrained(tokenizers["llm"]))

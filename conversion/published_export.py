@@ -1,14 +1,14 @@
 """A variant folder back to a published checkpoint folder, for people who stay with the research code."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
 
+from fusedvlm.files import write_json
 from fusedvlm.modeling_fusedvlm.configuration_fusedvlm import FusedVLMConfig
 
 from .convert import MODEL_CLASSES, ConversionReport, describe_sizes
-from .published_files import read_json
+from .published_files import read_json_if_there
 from .published_names import to_published
 
 # Field names of their config that have another name or an inverted home here.
@@ -46,7 +46,7 @@ def export_published(source: str, output: str, max_shard_size: str = "5GB") -> C
         {name: tensor.contiguous() for name, tensor in published.items()}, folder, max_shard_size=max_shard_size
     )
     write = full_config if stage == "generation" else fusion_config
-    _write_json(folder / "config.json", write(config))
+    write_json(folder / "config.json", write(config))
     _save_processor(Path(source), folder, config, report)
     if not (config.merge_views and config.newline_token):
         report.notes.append("The published code forgets enable_local_merge=False and enable_token_crlf=False on load.")
@@ -163,22 +163,18 @@ def _save_processor(source: Path, output: Path, config: FusedVLMConfig, report: 
         "image_std": list(images.image_std),
         "do_convert_rgb": True,
     }
-    _write_json(output / "preprocessor_config.json", document)
+    write_json(output / "preprocessor_config.json", document)
 
 
 def _make_readable_for_transformers_4(folder: Path) -> None:
     """Undo two habits of newer libraries: a class name, and merges written as pairs instead of strings."""
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = read_json_if_there(folder / "tokenizer_config.json")
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     kept = {name: value for name, value in settings.items() if name not in ("backend", "is_local", "auto_map")}
-    _write_json(folder / "tokenizer_config.json", kept)
-    document = read_json(folder / "tokenizer.json")
+    write_json(folder / "tokenizer_config.json", kept)
+    document = read_json_if_there(folder / "tokenizer.json")
     if document and document["model"].get("merges"):
         merges = document["model"]["merges"]
         document["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-        _write_json(folder / "tokenizer.json", document)
-
-
-def _write_json(file: Path, document: dict) -> None:
-    file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "tokenizer.json", document)

@@ -1,14 +1,16 @@
 """Read and write checkpoint folders without ever running pickled code."""
 
-import json
 import pickle
 import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from fusedvlm.files import read_json, write_json
 
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -49,7 +51,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_shards(folder: Path, index_name: str) -> dict[str, torch.Tensor]:
-    places = json.loads((folder / index_name).read_text(encoding="utf-8"))["weight_map"]
+    places = read_json(folder / index_name)["weight_map"]
     missing = sorted({file for file in places.values() if not (folder / file).is_file()})
     if missing:
         raise ValueError(f"{folder / index_name} names shards that are not there: {', '.join(missing)}.")
@@ -74,9 +76,9 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_json(file: Path) -> dict:
+def read_json_if_there(file: Path) -> dict[str, Any]:
     """A JSON file, or an empty dictionary where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def copy_tokenizer(source: Path, target: Path, with_placeholders: bool = True) -> bool:
@@ -98,7 +100,7 @@ def copy_tokenizer(source: Path, target: Path, with_placeholders: bool = True) -
             shutil.copyfile(file, target / file.name)
         else:
             document = _without_placeholders(file.name, read_json(file))
-            (target / file.name).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+            write_json(target / file.name, document, indent=None)
     return True
 
 
@@ -115,8 +117,7 @@ def _without_placeholders(name: str, document: dict) -> dict:
 
 def first_placeholder_id(folder: Path) -> int | None:
     """Id of the first published query placeholder in a tokenizer folder, None when it has none."""
-    found = dict(read_json(folder / "added_tokens.json"))
-    found.update(
-        {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json").get("added_tokens", [])}
-    )
+    found = dict(read_json_if_there(folder / "added_tokens.json"))
+    tokens = read_json_if_there(folder / "tokenizer.json").get("added_tokens", [])
+    found.update({token["content"]: token["id"] for token in tokens})
     return found.get("<|placeholder_qed_0|>")

@@ -68,6 +68,7 @@ def profile(
     import torch
 
     from fusedvlm.console import emit_json, progress, say, show
+    from fusedvlm.files import write_json
 
     from .counts import read_shapes
     from .environment import describe_environment
@@ -87,9 +88,7 @@ def profile(
         rows = measure(config, read_shapes(config), numbers, workload, loaded, repeats, lambda m: bar.update())
     records = [row.record() for row in rows]
     if output is not None:
-        import json
-
-        output.write_text(json.dumps(records, indent=2), encoding="utf-8")
+        write_json(output, records)
         say(f"Costs: {output}")
     if json_output:
         environment = describe_environment("fusedvlm profile")

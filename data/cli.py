@@ -168,7 +168,7 @@ def manifest(
 
     from fusedvlm.console import emit_json, say
     from fusedvlm.data.prepare.export import make_manifest
-    from fusedvlm.data.sample_files import write_whole
+    from fusedvlm.data.sample_files import open_output
 
     pairs = [entry.partition("=") for entry in licence or []]
     if wrong := [name for name, equals, text in pairs if not (name and equals and text)]:
@@ -177,7 +177,7 @@ def manifest(
     if output is None:
         emit_json(document)
         return
-    with write_whole(output) as file:
+    with open_output(output) as file:
         file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     say(f"Wrote {output}.")
 

@@ -1,35 +1,22 @@
-"""Files that are whole or not there, samples as JSON, journals that survive a kill."""
+"""Samples as JSON, journals of finished work that survive a kill."""
 
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from fusedvlm.data.sources.converters import Sample
+from fusedvlm.files import open_atomically
 
 
-@contextmanager
-def write_whole(path: str | Path | None) -> Iterator[IO[str] | None]:
+def open_output(path: str | Path | None) -> AbstractContextManager[IO[str] | None]:
     """A text file that appears under its name only when everything is written; None opens nothing."""
-    if path is None:
-        yield None
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return nullcontext() if path is None else open_atomically(path)
 
 
 def as_json(sample: Sample) -> dict[str, Any]:

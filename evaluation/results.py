@@ -1,11 +1,11 @@
 """Typed records of what was measured, and where; the only source of numbers for reports and cards."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fusedvlm.costs.environment import Environment
-from fusedvlm.files import write_atomically
+from fusedvlm.files import read_json, write_json
+from fusedvlm.plain_data import build
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,9 @@ class EvaluationResults:
 
     def save(self, path: Path) -> None:
         """Write JSON, atomically: a killed run leaves no half file."""
-        write_atomically(path, json.dumps(asdict(self), indent=2, allow_nan=False))
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResults":
         """Read what `save` wrote. Raises `ValueError` naming the file when something is missing."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(
-                Environment(**data["environment"]),
-                [TaskScore(**row) for row in data["scores"]],
-                [Latency(**row) for row in data["latencies"]],
-            )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: not a results file ({error}).") from error
+        return build(cls, read_json(path), str(path))

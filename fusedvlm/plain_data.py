@@ -1,63 +1,97 @@
-"""Plain data to dataclasses, with every type checked: files of facts come from other machines, and may be damaged."""
+"""Plain data (JSON, YAML) to dataclasses, strictly: files of facts come from other machines, and may be damaged."""
 
-import math
+import json
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, make_dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
 T = TypeVar("T")
+# What a value should have been, by the type of pydantic's error.
+EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "keys and values",
+    "mapping_type": "keys and values",
+    "dataclass_type": "keys and values",
+    "dataclass_exact_type": "keys and values",
+}
 
 
 def build(kind: type[T], value: Any, where: str) -> T:
-    """A `kind` from plain data.
+    """A `kind` from plain data; only lists become tuples, and whole numbers floats.
 
     Args:
-        kind: a dataclass, str, int, float, bool, Any, `X | None`, `tuple[X, ...]`, `list[X]` or a mapping of these.
+        kind: a dataclass, or any type made of dataclasses, text, numbers, truth values, lists and mappings.
         value: what JSON or YAML gave.
         where: named in errors.
 
     Raises:
-        ValueError: naming the place, for unknown or missing keys, wrong types and numbers that are not finite.
+        ValueError: naming the place, for unknown or missing keys, wrong types, numbers that are not finite, and for
+            what the dataclass itself refuses.
     """
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        (other,) = (option for option in inner if option is not types.NoneType)
-        return None if value is None else build(other, value, where)
-    if is_dataclass(kind):
-        return _dataclass(kind, value, where)
-    if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} must be a list, not {value!r}.")
-        return origin(build(inner[0], entry, f"{where}[{number}]") for number, entry in enumerate(value))
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ValueError(f"{where} must hold keys and values, not {value!r}.")
-        return {key: build(inner[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    return _scalar(kind, value, where)
+    try:
+        text = json.dumps({"value": value})
+    except TypeError as error:
+        raise ValueError(f"{where} holds what JSON cannot: {error}; write it in quotes.") from None
+    try:
+        return _adapter(kind).validate_json(text).value
+    except ValidationError as error:
+        raise ValueError(_explain(error.errors()[0], kind, where)) from None
 
 
-def _dataclass(kind: type[T], value: Any, where: str) -> T:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must hold keys and values, not {value!r}.")
-    known = {entry.name: entry for entry in fields(kind)}
-    if unknown := sorted(map(str, set(value) - set(known))):
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}.")
-    for name, entry in known.items():
-        if name not in value and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{where}: {name} is missing.")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: build(hints[name], entry, f"{where}: {name}") for name, entry in value.items()})
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter:
+    # The strictness of the outermost dataclass holds for all inside it.
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return TypeAdapter(make_dataclass("Holder", [("value", kind)], namespace={"__pydantic_config__": strict}))
 
 
-def _scalar(kind: type[T], value: Any, where: str) -> T:
-    allowed = (int, float) if kind is float else (kind,)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-        raise ValueError(f"{where} must be {names[kind]}, not {value!r}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}, which is no number.")
-    return value
+def _explain(error: ErrorDetails, kind: Any, where: str) -> str:
+    """One line that names the place inside the data."""
+    location = error["loc"][1:]
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "unexpected_keyword_argument":
+        known = ", ".join(sorted(entry.name for entry in fields(_kind_at(kind, location[:-1]))))
+        return f"{_place(where, location[:-1])}: unknown key {location[-1]!r}; the keys are {known}."
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{_place(where, location[:-1])}: {location[-1]} is missing."
+    if error["type"] == "finite_number":
+        return f"{_place(where, location)} is {error['input']}, which is no number."
+    wanted = EXPECTED.get(error["type"])
+    problem = f"must be {wanted}" if wanted else error["msg"][0].lower() + error["msg"][1:]
+    return f"{_place(where, location)} {problem}, not {str(error['input'])!r:.80}."
+
+
+def _place(where: str, location: Sequence[int | str]) -> str:
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f": {part}" for part in location)
+    return where + parts
+
+
+def _kind_at(kind: Any, location: Sequence[int | str]) -> Any:
+    """The type at a place inside a type."""
+    for part in location:
+        kind = _without_none(kind)
+        if is_dataclass(kind):
+            kind = typing.get_type_hints(kind)[str(part)]
+        else:
+            inner = typing.get_args(kind)
+            kind = inner[1] if typing.get_origin(kind) in (dict, Mapping) else inner[0]
+    return _without_none(kind)
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next(option for option in typing.get_args(kind) if option is not types.NoneType)
+    return kind

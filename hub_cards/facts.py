@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fusedvlm.evaluation.results import EvaluationResults
+from fusedvlm.files import parse_json, read_yaml
 from fusedvlm.plain_data import build
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -186,11 +185,7 @@ class CardFacts:
     @classmethod
     def from_json(cls, text: str) -> "CardFacts":
         """Read what `to_json` wrote. Raises `ValueError` when something is missing."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"facts.json: not the facts of a card ({error}).") from error
-        return build(cls, data, "facts.json")
+        return build(cls, parse_json(text, "facts.json"), "facts.json")
 
 
 def read_stated(path: Path) -> StatedFacts:
@@ -199,13 +194,7 @@ def read_stated(path: Path) -> StatedFacts:
     Raises:
         ValueError: naming the file and what is wrong in it.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: must hold keys and values, found {type(data).__name__}.")
-    stated = StatedFacts.from_mapping(data, str(path))
+    stated = StatedFacts.from_mapping(read_yaml(path), str(path))
     beside = Path(path).parent
     return replace(stated, license_files=tuple(str(beside / name) for name in stated.license_files))
 

@@ -4,7 +4,6 @@ The [hub] files stay free of this; importing the package puts `upload_with_card`
 person edited on the Hub is kept.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 from transformers.utils import PushToHubMixin
+
+from fusedvlm.files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from .facts import CardFacts
@@ -80,7 +81,7 @@ def write_card(
     if published.get(CARD) is not None and not is_ours(published[CARD], known):
         from fusedvlm.console import say
 
-        (folder / CARD).write_text(published[CARD], encoding="utf-8")
+        write_atomically(folder / CARD, published[CARD])
         say(f"{repo_id}: the card on the Hub was written by hand (or another version) and is kept")
         return
     if not holds_answers(folder):
@@ -127,7 +128,7 @@ def is_ours(card: str, facts: "CardFacts | None") -> bool:
 def holds_answers(folder: Path) -> bool:
     """Whether a folder holds a model that answers."""
     path = folder / "config.json"
-    return path.is_file() and ANSWERS in (json.loads(path.read_text(encoding="utf-8")).get("architectures") or [])
+    return path.is_file() and ANSWERS in (read_json(path).get("architectures") or [])
 
 
 def clean_config(folder: Path) -> None:
@@ -135,9 +136,9 @@ def clean_config(folder: Path) -> None:
     from fusedvlm.hub_cards.release.bundle import pin_backbones, self_contained
 
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     pin_backbones(config, self_contained(folder), [])
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, config)
 
 
 def gather(
@@ -193,7 +194,7 @@ def write_trainer_card(
         online = trainer.hub_model_id is not None
         write_card(folder, repo_id, token=args.hub_token, revision=args.hub_revision, online=online, **stated)
     else:
-        (folder / CARD).write_text(checkpoint_card(folder, repo_id, trainer, stated), encoding="utf-8")
+        write_atomically(folder / CARD, checkpoint_card(folder, repo_id, trainer, stated))
 
 
 def _many(value: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -259,7 +260,7 @@ def describe_checkpoint(folder: Path, repo_id: str) -> tuple[str | None, str, st
             f'model = FusedVLMForConditionalGeneration.from_pretrained("{repo_id}")  # stage 2 starts from it'
         )
         return None, what, snippet
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_json(adapter)["base_model_name_or_path"]
     if is_local(base):
         raise ValueError(
             f"The adapter belongs to the variant in {base}, which nobody else has: save it with trainer.save_model and "

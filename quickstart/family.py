@@ -1,7 +1,6 @@
 """Evaluate a trained model at every m, save one variant per m, load each back and ask it."""
 
 import contextlib
-import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.console import progress
 from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarise
-from fusedvlm.files import write_atomically
+from fusedvlm.files import write_json
 from fusedvlm.scaling import PowerLawFit
 
 from . import world
@@ -156,4 +155,4 @@ def save_record(family: Family, settings: Settings) -> None:
         "fit": None if family.fit is None else asdict(family.fit),
         "examples": [{k: v for k, v in example.items() if k != "sample"} for example in family.examples],
     }
-    write_atomically(family.folder / "run.json", json.dumps(record, indent=2, allow_nan=False))
+    write_json(family.folder / "run.json", record)

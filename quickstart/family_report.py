@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fusedvlm.files import write_atomically
+from fusedvlm.files import write_atomically, write_json
 
 from .world import TASKS
 
@@ -38,7 +37,7 @@ def write_report(families: list, folder: Path) -> Path:
         environment=families[0].results.environment,
     )
     write_atomically(page, html)
-    write_atomically(folder / "report.json", json.dumps(summary(families, page), indent=2, allow_nan=False))
+    write_json(folder / "report.json", summary(families, page))
     return page
 
 

@@ -1,17 +1,17 @@
 """Typed score records and their strict reader: a bad row is an error that names the row, never a silent gap."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusedvlm.files import check_columns, read_json, read_table
+
 PAPER = "paper"
 PAPER_SCORES = Path(__file__).parent / "results_by_m.csv"
 REQUIRED = ("benchmark", "metric", "m", "score")
+SAME = {"num_visual_tokens": "m"}
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,11 @@ def read_scores(source: str | Path, ignore: Sequence[str] = ()) -> list[ScoreRec
         ignore: names of columns that do not group, such as a standard error.
 
     Raises:
-        ValueError: for a missing column, a value that is not a positive number, or a duplicate; the row is named.
-        OSError: when the file cannot be read.
+        ValueError: for a missing file or column, a value that is not a positive number, or a duplicate; the row is
+            named.
     """
     path = PAPER_SCORES if str(source) == PAPER else Path(source)
-    text = _read_text(path)
-    rows = _json_rows(text, path) if path.suffix == ".json" else _csv_rows(text, path)
+    rows = _json_rows(path) if path.suffix == ".json" else read_table(path, REQUIRED, SAME)
     records = [_record(cells, place, path, ignore) for place, cells in rows]
     if not records:
         raise ValueError(f"{path}: no scores in it.")
@@ -132,46 +131,8 @@ def _curve(members: list[ScoreRecord], dropped: set[ScoreRecord]) -> Curve:
     return curve
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).") from error
-
-
-def _csv_rows(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(place, cells) for each row; the row number is the line number in the file."""
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
-    if not lines:
-        raise ValueError(f"{path}: empty; it needs a header with the columns {', '.join(REQUIRED)}.")
-    header = _cells(lines[0][1])
-    _check_columns(header, f"{path}, row {lines[0][0]}")
-    rows = []
-    for number, line in lines[1:]:
-        cells = _cells(line)
-        if len(cells) != len(header):
-            raise ValueError(f"{path}, row {number}: {len(cells)} cells for {len(header)} columns ({line!r}).")
-        rows.append((f"row {number}", dict(zip(header, cells, strict=True))))
-    return rows
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader(io.StringIO(line)))]
-
-
-def _check_columns(header: Iterable[str], where: str) -> None:
-    names = ["m" if name == "num_visual_tokens" else name for name in header]
-    if missing := [name for name in REQUIRED if name not in names]:
-        raise ValueError(f"{where}: no column {', '.join(missing)}; there are {', '.join(header)}.")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{where}: column {', '.join(repeated)} appears twice.")
-
-
-def _json_rows(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}).") from error
+def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    document = read_json(path, None)
     if isinstance(document, dict) and isinstance(document.get("scores"), list):
         return [(f"row {i}", _evaluation_row(row, f"{path}, row {i}")) for i, row in enumerate(document["scores"], 1)]
     if not isinstance(document, list):
@@ -179,8 +140,10 @@ def _json_rows(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(document, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number}: expected an object, got {row!r}.")
-        _check_columns(row, f"{path}, row {number}")
-    return [(f"row {number}", row) for number, row in enumerate(document, 1)]
+    return [
+        (f"row {i}", dict(zip(check_columns(row, REQUIRED, f"{path}, row {i}", SAME), row.values(), strict=True)))
+        for i, row in enumerate(document, 1)
+    ]
 
 
 def _evaluation_row(row: dict, where: str) -> dict[str, Any]:
@@ -192,7 +155,6 @@ def _evaluation_row(row: dict, where: str) -> dict[str, Any]:
 
 def _record(cells: dict[str, Any], place: str, path: Path, ignore: Sequence[str]) -> ScoreRecord:
     where = f"{path}, {place}"
-    cells = {"m" if name == "num_visual_tokens" else name: value for name, value in cells.items()}
     m = _positive(cells["m"], "m", where)
     if m != int(m):
         raise ValueError(f"{where}: m is {cells['m']!r}; it is a whole number of visual tokens.")

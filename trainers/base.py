@@ -1,6 +1,5 @@
 """What both trainers share: who learns, metrics between logs, losses that must stay finite."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from peft import PeftModel
 from transformers import Trainer
 from transformers.utils import logging
 
+from fusedvlm.files import write_json
 from fusedvlm.lazy import late_function
 from fusedvlm.trainers.callbacks.invariants import WeightWatch
 from fusedvlm.trainers.callbacks.throughput import Throughput
@@ -163,7 +163,7 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             record["prompts"] = self.processing_class.tokenizer.batch_decode(rows)
         path = Path(self.args.output_dir) / f"nonfinite_step{step}_rank{rank}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        write_json(path, record)
         named = f" (samples {', '.join(record['ids'])})" if record["ids"] and any(record["ids"]) else ""
         raise ValueError(
             f"The loss is {loss.item()} at step {step}{named}; the weights before this step are unharmed. The batch is "

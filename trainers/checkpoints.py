@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
-from fusedvlm.files import sha256_of, write_atomically
+from fusedvlm.files import read_json, sha256_of, write_atomically
 
 logger = logging.get_logger(__name__)
 
@@ -62,7 +62,7 @@ def problems(folder: Path, contents: bool = True) -> list[str]:
     if not marker.is_file():
         return [f"it has no {MARKER}, so it was not written to its end"]
     try:
-        files = json.loads(marker.read_text(encoding="utf-8"))["files"]
+        files = read_json(marker)["files"]
     except (ValueError, KeyError) as error:
         return [f"its {MARKER} is damaged ({type(error).__name__})"]
     found = []

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusedvlm.data.sample_files import Journal, as_json, write_whole
+from fusedvlm.data.sample_files import Journal, as_json, open_output
 from fusedvlm.data.sources.converters import Sample
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
@@ -149,7 +149,7 @@ def read_documents(
         tasks = (Task(page_key(page, author), partial(read_page, page, read, embed)) for page in pages)
         unanswered = run_tasks(tasks, journal, concurrency, "Reading pages")
     kept = 0
-    with write_whole(output) as file:
+    with open_output(output) as file:
         for page in pages:
             entry = journal.entries.get(page_key(page, author))
             if entry is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fusedvlm.console import say
 from fusedvlm.data.records import text_of
-from fusedvlm.data.sample_files import Journal, as_json, write_whole
+from fusedvlm.data.sample_files import Journal, as_json, open_output
 from fusedvlm.data.sources.converters import Sample
 
 from .answer_filters import KINDS, Kind, Question, keep_questions, parse_questions
@@ -88,7 +88,7 @@ def write_questions(
         "dropped": {kind: Counter() for kind in options.kinds},
         "answers": {kind: Counter() for kind in options.kinds},
     }
-    with write_whole(output) as file:
+    with open_output(output) as file:
         for row in questions_of(described, journal, options, report):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     warn_of_imbalance(report["answers"])

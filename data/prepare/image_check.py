@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedvlm.console import progress
-from fusedvlm.data.sample_files import as_json, write_whole
+from fusedvlm.data.sample_files import as_json, open_output
 from fusedvlm.data.sources.converters import Sample
 from fusedvlm.data.sources.source_spec import RowSource, RowStream
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
@@ -87,7 +87,7 @@ def check_images(
     report = ImageReport()
     reasons: dict[str, str | None] = {}  # image to why it is bad, or None: many samples show the same image
     entries: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, write_whole(drop_to) as out:
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, open_output(drop_to) as out:
         for source in sources:
             label = source.spec.label
             counts = report.by_source.setdefault(label, dict.fromkeys(COUNTS, 0))

@@ -1,10 +1,10 @@
 """`build_dataset`: what a recipe holds under `data:`, as a dataset for `Trainer`."""
 
-import os
 from typing import Any
 
 from fusedvlm.data.mixing.mixture import Mixture
 from fusedvlm.data.mixing.streaming import SHUFFLE_BLOCK, StreamingMixture
+from fusedvlm.files import read_yaml
 
 from .source_spec import RowStream, SourceSpec, load_source
 
@@ -87,15 +87,7 @@ def read_spec(path: str) -> dict[str, Any] | list[dict[str, Any]]:
     Raises:
         ValueError: naming the file that is missing or not YAML.
     """
-    import yaml
-
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file.")
-    with open(path, encoding="utf-8") as file:
-        try:
-            document = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    document = read_yaml(path, None)
     return recipe_section(document["data"]) if isinstance(document, dict) and "data" in document else document
 
 

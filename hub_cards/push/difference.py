@@ -1,7 +1,6 @@
 """What a repository on the Hub holds against what it should hold: hashes of both sides, and the difference."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from fusedvlm.console import say
+from fusedvlm.files import read_json
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import Conflict, PushError
 
@@ -165,7 +165,7 @@ def written_before(hub: Hub, repo_id: str, state: State) -> set[str]:
         download = partial(hf_hub_download, repo_id, MANIFEST, revision=state.head, local_dir=folder)
         path = hub.ask(repo_id, partial(download, endpoint=hub.api.endpoint, token=hub.token or False))
         try:
-            listed = json.loads(Path(path).read_text(encoding="utf-8"))
+            listed = read_json(path, None)
         except ValueError:
             say(f"{repo_id}: {MANIFEST} there is damaged, so no file of an earlier push is deleted")
             return set()

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from fusedvlm.files import read_json
 from fusedvlm.hub_cards.card.lint_card import lint_card
 from fusedvlm.hub_cards.card.render_card import load_template
 from fusedvlm.hub_cards.facts import StatedFacts, find_stated, mean_scores
@@ -142,11 +143,8 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: when the folder is not an adapter in safetensors format, or is damaged.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: {CONFIG} cannot be read ({error}).") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder}: {CONFIG} does not describe a LoRA adapter.")
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder}: {WEIGHTS} is missing; save the adapter in safetensors format.")
@@ -163,10 +161,7 @@ def adapter_m(folder: Path) -> int:
     """
     path = folder / "processor_config.json"
     if path.is_file():
-        try:
-            m = json.loads(path.read_text(encoding="utf-8")).get("num_visual_tokens")
-        except ValueError as error:
-            raise ValueError(f"{path}: damaged, not JSON ({error}).") from error
+        m = read_json(path).get("num_visual_tokens")
         if m is not None:
             return int(m)
     match = re.search(r"-m(\d+)$", folder.resolve().name)

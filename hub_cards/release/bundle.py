@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fusedvlm.modeling_fusedvlm
 import fusedvlm.processing
+from fusedvlm.files import read_json
 from fusedvlm.hub_cards.facts import COMMIT, HUB_ID
 
 CODE_PATTERNS = (
@@ -130,7 +131,7 @@ def bundle(folder: Path) -> tuple[Files, list[str]]:
         raise ValueError(f"{folder}: not a complete variant, it has no weights in safetensors format.")
     maps, notes = auto_maps(code), []
     for name in [name for name in files if name.endswith("config.json")]:
-        data = _read_json(folder / name)
+        data = read_json(folder / name)
         cleaned = _clean(name, data, maps, self_contained(folder), notes)
         if cleaned != data:
             files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
@@ -146,13 +147,6 @@ def _matching(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder.")
     return sorted({path for pattern in VARIANT_PATTERNS for path in folder.glob(pattern) if path.is_file()})
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged, not JSON ({error}).") from error
 
 
 def weight_headers(folder: Path) -> dict[str, dict[str, list[int]]]:

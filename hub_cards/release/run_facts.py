@@ -1,7 +1,6 @@
 """Where facts are read: a variant's own files, the result files beside it."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedvlm.evaluation.results import EvaluationResults
-from fusedvlm.files import sha256_of
+from fusedvlm.files import parse_json, read_json, sha256_of
 from fusedvlm.hub_cards.card.card_tables import AFTER, BEFORE
 from fusedvlm.hub_cards.facts import Backbone, CountedFacts, StatedFacts
 from fusedvlm.plain_data import build
@@ -92,10 +91,7 @@ def _backbone(config, role: str, license: str | None) -> Backbone:
 
 def read_config(folder: Path, content: Content) -> dict:
     """The configuration of a variant. Raises `ValueError` when it is not one."""
-    try:
-        config = json.loads(read_content(content))
-    except ValueError as error:
-        raise ValueError(f"{folder}/config.json: damaged, not JSON ({error}).") from error
+    config = parse_json(read_content(content), f"{folder}/config.json")
     if not isinstance(config, dict) or config.get("model_type") != "fusedvlm":
         raise ValueError(f"{folder}: not a FusedVLM variant (config.json has another model_type).")
     return config
@@ -125,10 +121,7 @@ def read_results(variant: Path, name: str) -> EvaluationResults | None:
     # The family's file wins: a copy inside may be what an earlier card left there, before the last evaluation.
     if (path := _first(variant.parent / name, variant / name)) is None:
         return None
-    try:
-        results = build(EvaluationResults, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a results file ({error}).") from error
+    results = build(EvaluationResults, read_json(path), str(path))
     seen = set()
     for row in results.scores:
         if (row.task, row.num_visual_tokens) in seen:
@@ -160,11 +153,8 @@ def read_run(variant: Path) -> dict[str, Any] | None:
     # Here the variant's own wins: members of a family may come from runs of their own.
     if (path := _first(variant / RUN, variant.parent / RUN)) is None:
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: record[key] for key in RUN_KEYS if record.get(key) is not None}
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not the record of a run ({error}).") from error
+    record = read_json(path)
+    kept = {key: record[key] for key in RUN_KEYS if record.get(key) is not None}
     named = {"settings": record.get("settings") or record.get("recipe"), "stages": record.get("stages")}
     return _without_folders({**named, "data": record.get("data"), **kept})
 

@@ -1,6 +1,5 @@
 """Comparisons of whole curves: with and without the question, groups of similar shape, models against each other."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
+from fusedvlm.files import read_table
 from fusedvlm.scaling.score_records import Curve
 
 
@@ -97,20 +97,15 @@ def read_models(source: str | Path) -> list[ModelScore]:
     Raises:
         ValueError: naming the row, for missing columns, numbers that are none, and duplicates.
     """
-    lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
-    reader = csv.DictReader(line for _, line in numbered)
-    if missing := [name for name in ("model", "benchmark", "score") if name not in (reader.fieldnames or [])]:
-        raise ValueError(f"{source}: no column {', '.join(missing)}; there are {', '.join(reader.fieldnames or [])}.")
     records: dict[tuple[str, str], ModelScore] = {}
-    for (number, _), row in zip(numbered[1:], reader, strict=True):
+    for place, row in read_table(source, ("model", "benchmark", "score")):
         key = (row["model"], row["benchmark"])
         if key in records:
-            raise ValueError(f"{source}, row {number}: duplicate of {key[0]} on {key[1]}.")
+            raise ValueError(f"{source}, {place}: duplicate of {key[0]} on {key[1]}.")
         try:
             records[key] = ModelScore(*key, float(row["score"]))
-        except (TypeError, ValueError):
-            raise ValueError(f"{source}, row {number}: score is {row['score']!r}, not a number.") from None
+        except ValueError:
+            raise ValueError(f"{source}, {place}: score is {row['score']!r}, not a number.") from None
     return [*records.values()]
 
 

@@ -1,11 +1,10 @@
 """What `fusedvlm scaling divergence` leaves: a JSON document, a figure, a table in the terminal."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fusedvlm.console import emit_json, say, show
-from fusedvlm.files import write_atomically
+from fusedvlm.files import write_json
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 
 from .figures import bound_against_distance, save_figure
@@ -17,8 +16,7 @@ def write_divergence(
 ) -> None:
     """Write and print one measurement of `measure_divergence`."""
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, json.dumps(record, indent=1, allow_nan=False))
+        write_json(output, record, indent=1)
         say(f"Document: {output}")
     if plot is not None:
         save_figure(bound_against_distance({Path(record["model"]).name: result}), plot)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from fusedvlm.console import progress
-from fusedvlm.files import write_atomically
+from fusedvlm.files import read_json, write_atomically
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 from fusedvlm.scaling.laws.compare_curves import ModelScore, cluster_curves, input_effects, read_models
 from fusedvlm.scaling.laws.fit import CurveFit, fit_curve
@@ -111,7 +110,6 @@ def write_report(material: Material, page: Path, resamples: int = 2000) -> dict:
     html = environment.get_template("report.html.jinja").render(
         title=material.title, sections=sections, left_out=material.left_out
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html)
     return {
         "report": str(page),
@@ -151,10 +149,7 @@ def _read_file(path: Path, material: Material, scores: dict[str, list[ScoreRecor
         else:
             material.left_out[path.name] = "no known columns"
         return
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}).") from error
+    document = read_json(path, None)
     if isinstance(document, dict) and document.get("kind") == "divergence":
         material.divergences[path.stem] = DivergenceResult.from_record(document)
     elif isinstance(document, dict) and "scores" in document and "latencies" in document:

@@ -4,7 +4,6 @@ Downstream error Y = 1 - accuracy = A / (N^alpha T^beta) + D with N the LLM's pa
 2 N (Q + V) FLOPs for V visual and Q text tokens. T is either V ("vision") or V + Q ("vision+text").
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import brentq, least_squares
 from scipy.stats import f as f_distribution
+
+from fusedvlm.files import read_table
 
 PUBLISHED_GRID = Path(__file__).parent / "token_parameter_grid.csv"
 CONVENTIONS = ("vision", "vision+text")
@@ -76,14 +77,8 @@ def read_grid(source: str | Path = PUBLISHED_GRID, task: str | None = "reasoning
     Raises:
         ValueError: naming the row, for missing columns, values out of range and duplicates.
     """
-    lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
-    reader = csv.DictReader(line for _, line in numbered)
-    wanted = ["llm_params_b", "num_visual_tokens", "score"]
-    if missing := [name for name in wanted if name not in (reader.fieldnames or [])]:
-        raise ValueError(f"{source}: no column {', '.join(missing)}; there are {', '.join(reader.fieldnames or [])}.")
-    rows = [(f"row {i}", row) for (i, _), row in zip(numbered[1:], reader, strict=True)]
-    tasks = sorted({row["task"] for _, row in rows}) if "task" in reader.fieldnames else []
+    rows = read_table(source, ("llm_params_b", "num_visual_tokens", "score"))
+    tasks = sorted({row["task"] for _, row in rows if "task" in row})
     if tasks and task is not None:
         rows = [(place, row) for place, row in rows if row["task"] == task]
         if not rows:

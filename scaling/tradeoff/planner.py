@@ -1,6 +1,5 @@
 """Choose the number of visual tokens (and the LLM) for a budget, from fitted curves and measured or counted costs."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fusedvlm.console import progress
+from fusedvlm.files import read_json
 from fusedvlm.scaling.laws.fit import percentile_interval
 from fusedvlm.scaling.laws.law_forms import LAWS, fit_law, rank_laws
 from fusedvlm.scaling.score_records import Curve, ScoreRecord, group_curves, read_scores
@@ -109,10 +109,7 @@ def read_costs(path: str | Path, field: str) -> list[Cost]:
     Raises:
         ValueError: naming the row that lacks a field, is not positive, or repeats another.
     """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}).") from error
+    rows = read_json(path, None)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: expected a list of objects with num_visual_tokens and {field}.")
     costs: dict[tuple, Cost] = {}
@@ -271,10 +268,7 @@ def _fit_points(source: str | Path) -> list[ScoreRecord]:
     path = Path(source)
     if path.suffix != ".json" or not path.exists():
         return []
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}).") from error
+    document = read_json(path, None)
     if not isinstance(document, dict) or "fits" not in document:
         return []
     return [

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fusedvlm.files import write_atomically
+from fusedvlm.files import read_json, write_atomically
 from fusedvlm.trainers.recipes.recipe_files import Recipe
 
 FORMAT = 1
@@ -70,7 +70,7 @@ def read_record(output_dir: Path) -> dict[str, Any] | None:
     path = output_dir / NAME
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     if record.get("format") != FORMAT:
         raise ValueError(f"{path} is not a run record of format {FORMAT}.")
     return record

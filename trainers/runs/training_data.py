@@ -1,9 +1,9 @@
 """The training set a recipe describes, and what is remembered about it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from fusedvlm.files import read_json
 from fusedvlm.trainers.recipes.run_arguments import DataArguments
 
 
@@ -38,7 +38,7 @@ def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:
     if arguments.manifest is not None:
         if not Path(arguments.manifest).is_file():
             raise ValueError(f"data.manifest={arguments.manifest}: no such file; `fusedvlm data manifest` writes it.")
-        written = json.loads(Path(arguments.manifest).read_text(encoding="utf-8"))
+        written = read_json(arguments.manifest)
     return {
         "sources": [{**source, **_facts(source)} for source in section["sources"]],
         "mixture": {name: value for name, value in section.items() if name != "sources"},
