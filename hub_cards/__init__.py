@@ -6,7 +6,7 @@ from fusedvlm.lazy import lazy_names
 _PUBLIC = {
     "CardFacts": ".facts",
     "Hub": ".hub_client",
-    "Patience": ".hub_client",
+    "RetryPolicy": "fusedvlm.retry",
     "Problem": ".check.repository_check",
     "PushError": ".hub_errors",
     "Release": ".release.variant_release",

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_token
@@ -10,6 +9,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import get_session
 
 from fusedvlm.console import say
+from fusedvlm.retry import RetryPolicy
 
 from .hub_errors import (
     CALL_ERRORS,
@@ -25,37 +25,18 @@ from .hub_errors import (
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long to try.
-
-    Args:
-        attempts: how often a call is made at most.
-        first_wait: seconds before the second attempt; doubled each time.
-        longest_backoff: seconds between attempts at most when the Hub asks for nothing.
-        longest_wait: seconds that are waited at most when the Hub asks for them; more ends the run with a line.
-        timeout: seconds without a byte after which a connection counts as dead.
-    """
-
-    attempts: int = 6
-    first_wait: float = 1.0
-    longest_backoff: float = 30.0
-    longest_wait: float = 300.0
-    timeout: float = 60.0
-
-
 class Hub:
-    """An `HfApi` and the patience for it. `ask` makes one call.
+    """An `HfApi` whose calls are tried again while that can help. `ask` makes one call.
 
     Args:
         endpoint: base URL; by default HF_ENDPOINT or the public Hub.
         token: by default the one of `hf auth login` or HF_TOKEN. It is never shown.
-        patience: how often and how long to try again; by default `Patience()`.
+        retry_policy: how often and how long a call is tried again.
     """
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, patience: Patience | None = None):
+    def __init__(self, endpoint: str | None = None, token: str | None = None, retry_policy: RetryPolicy | None = None):
         self.api = HfApi(endpoint=endpoint, token=token, library_name="fusedvlm")
-        self.patience = patience or Patience()
+        self.retry_policy = retry_policy or RetryPolicy()
 
     @property
     def token(self) -> str | None:
@@ -87,7 +68,7 @@ class Hub:
         Raises:
             PushError: one line that names `about`.
         """
-        for attempt in range(1, self.patience.attempts + 1):
+        for attempt in range(1, self.retry_policy.attempts + 1):
             try:
                 with self.bounded():
                     return call()
@@ -101,23 +82,22 @@ class Hub:
             raise error
         error = unwrap(error)
         transient = is_transient(error) if transient is None else transient
-        if not transient or attempt >= self.patience.attempts:
+        if not transient or attempt >= self.retry_policy.attempts:
             raise explain(error, about, self.token) from error
         wait = self.wait_after(error, attempt)
         reason = f"status {status_of(error)}" if status_of(error) else type(error).__name__
-        say(f"{about}: {reason}; attempt {attempt + 1} of {self.patience.attempts} in {wait:.0f} s")
+        say(f"{about}: {reason}; attempt {attempt + 1} of {self.retry_policy.attempts} in {wait:.0f} s")
         time.sleep(wait)
 
     def wait_after(self, error: Exception, attempt: int) -> float:
         """Seconds until the next attempt: what the Hub asked for, else doubled each time."""
         response = getattr(error, "response", None)
         asked = requested_wait(response.headers) if response is not None else None
-        backoff = min(self.patience.first_wait * 2 ** (attempt - 1), self.patience.longest_backoff)
-        return backoff if asked is None else min(asked, self.patience.longest_wait)
+        return self.retry_policy.wait_after(attempt, asked)
 
     def bounded(self) -> "_Bounded":
         """Within this context no connection of huggingface_hub's waits forever: it has no timeout of its own."""
-        return _Bounded(self.patience)
+        return _Bounded(self.retry_policy)
 
 
 class _Bounded:
@@ -126,13 +106,13 @@ class _Bounded:
     The session belongs to the process, so two threads must not push at once.
     """
 
-    def __init__(self, patience: Patience):
-        self.patience = patience
+    def __init__(self, policy: RetryPolicy):
+        self.policy = policy
 
     def __enter__(self) -> None:
         self.session = get_session()
         self.before = self.session.timeout, self.session.event_hooks
-        self.session.timeout = self.patience.timeout
+        self.session.timeout = self.policy.timeout
         hooks = self.session.event_hooks
         self.session.event_hooks = {**hooks, "response": [*hooks.get("response", []), self.refuse_long_wait]}
 
@@ -144,5 +124,5 @@ class _Bounded:
         if response.status_code not in (429, 503):
             return
         asked = requested_wait(response.headers)
-        if asked is not None and asked > self.patience.longest_wait:
+        if asked is not None and asked > self.policy.longest_wait:
             raise LongWait(asked)

@@ -3,8 +3,6 @@
 import importlib
 import json
 import re
-import time
-from email.utils import parsedate_to_datetime
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -16,12 +14,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from fusedvlm.retry import TRANSIENT_STATUS, retry_after
+
 # huggingface_hub speaks through httpx up to 1.x and through httpx2 since 2.0; its own error derives from the right one.
 http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 
 # Everything a call through huggingface_hub is known to raise; ValueError and RuntimeError wrap answers and uploads.
 CALL_ERRORS = (http.HTTPError, OSError, ValueError, RuntimeError)
-TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
 TRANSIENT_TRANSPORT = (http.TimeoutException, http.NetworkError, http.RemoteProtocolError, http.ProxyError)
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 AGAIN = "run the same command again, it goes on where it stopped"
@@ -86,13 +85,7 @@ def requested_wait(headers) -> float | None:
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
-    value = (headers.get("Retry-After") or "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+    return retry_after(headers)
 
 
 def one_line(text: object, secret: str | None = None) -> str:

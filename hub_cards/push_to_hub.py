@@ -219,7 +219,7 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
     from huggingface_hub import ModelCardData
 
     import fusedvlm
-    from fusedvlm.hub_cards.card.render_card import load_template
+    from fusedvlm.hub_cards.card.render_card import card_template
     from fusedvlm.hub_cards.release.bundle import weight_headers
 
     base, what, snippet = describe_checkpoint(folder, repo_id)
@@ -233,7 +233,7 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
         datasets=sorted(dataset.id for dataset in stated["datasets"] if dataset.id) or None,
         tags=["fusedvlm", *(["lora", "peft"] if base else []), "vision-language-model"],
     )
-    return load_template("checkpoint_card.md.jinja").render(
+    return card_template("checkpoint_card.md.jinja").render(
         metadata=metadata.to_yaml().rstrip(),
         name=repo_id.rpartition("/")[2],
         what=what,

@@ -1,37 +1,26 @@
 """The report of a quickstart run: one self-contained HTML page with plots and examples, and its numbers as JSON."""
 
-import base64
 import io
 from dataclasses import asdict
 from pathlib import Path
 
-import jinja2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fusedvlm.charts import BLUE, RED, TASK_STYLES, data_uri, figure_uri, token_axis
 from fusedvlm.files import write_atomically, write_json
+from fusedvlm.templates import load_template
 
 from .world import TASKS
 
-# Okabe and Ito's colours, distinct for colour-blind readers; markers tell the lines apart in black and white.
-STYLE = {
-    "colour": ("#0072B2", "o"),
-    "shape": ("#E69F00", "s"),
-    "letter": ("#009E73", "^"),
-    "list": ("#D55E00", "D"),
-    "read": ("#CC79A7", "v"),
-}
+TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 def write_report(families: list, folder: Path) -> Path:
     """Write report.html and report.json of one or several runs; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     page = folder / "report.html"
-    html = environment.get_template("report.html.jinja").render(
+    html = load_template(TEMPLATE, is_html=True, lstrip_blocks=True).render(
         families=[_family_view(family) for family in families],
         tasks=TASKS,
         environment=families[0].results.environment,
@@ -86,12 +75,12 @@ def score_figure(family) -> Figure:
     axes = figure.subplots()
     for task in TASKS:
         points = [s for s in family.results.scores if s.task == task]
-        colour, marker = STYLE[task]
+        color, marker = TASK_STYLES[task]
         axes.errorbar(
             [p.num_visual_tokens for p in points],
             [p.score for p in points],
             yerr=[p.standard_error for p in points],
-            color=colour,
+            color=color,
             marker=marker,
             markersize=4,
             linewidth=1,
@@ -105,12 +94,9 @@ def score_figure(family) -> Figure:
         label = f"{family.fit.c:.2f} / m^{family.fit.alpha:.2f}, R² = {family.fit.r2:.2f}"
         axes.plot(grid, family.fit.predict(grid), "k-", linewidth=1.5, label=label)
     axes.plot(list(swapped), list(swapped.values()), "k:x", linewidth=1, label="mean, images swapped")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(means), [str(m) for m in means])
+    token_axis(axes, means)
     axes.set_ylim(0, 1.03)
-    axes.set_xlabel("visual tokens m")
     axes.set_ylabel("score")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     return figure
 
@@ -124,22 +110,19 @@ def latency_figure(family) -> Figure:
         counts,
         [1e3 * row.time_to_first_token for row in family.results.latencies],
         "o-",
-        color="#0072B2",
+        color=BLUE,
         label="first token",
     )
     axes.plot(
         counts,
         [1e3 * row.seconds_per_answer for row in family.results.latencies],
         "s--",
-        color="#D55E00",
+        color=RED,
         label="8 tokens",
     )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [str(m) for m in counts])
+    token_axis(axes, counts)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("visual tokens m")
     axes.set_ylabel("milliseconds, pixels to text")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
 
@@ -162,22 +145,16 @@ def _family_view(family) -> dict:
         "fit": family.fit,
         "stages": family.stages,
         "latencies": family.results.latencies,
-        "score_plot": _figure_uri(score_figure(family)),
-        "latency_plot": _figure_uri(latency_figure(family)),
+        "score_plot": figure_uri(score_figure(family)),
+        "latency_plot": figure_uri(latency_figure(family)),
         "examples": list(shown.values()),
     }
-
-
-def _figure_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _image_uri(image) -> str:
     buffer = io.BytesIO()
     image.resize((192, 192), 0).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue())
 
 
 def _spread(values: list[float]) -> dict | None:

@@ -50,7 +50,7 @@ _PUBLIC = {
     "cluster_curves": ".laws.compare_curves",
     "input_effects": ".laws.compare_curves",
     "latency_against_m": ".report.figures",
-    "save_figure": ".report.figures",
+    "save_figure": "fusedvlm.charts",
     "score_against_m": ".report.figures",
 }
 

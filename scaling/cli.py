@@ -52,7 +52,8 @@ def fit(
     curves = group_curves(read_scores(results, ignore or ()), exclude or ())
     fits = [fit_curve(curve, confidence, resamples, seed) for curve in progress(curves, "fitting", leave=False)]
     if plot is not None:
-        from fusedvlm.scaling.report.figures import fitted_curves, save_figure
+        from fusedvlm.charts import save_figure
+        from fusedvlm.scaling.report.figures import fitted_curves
 
         save_figure(fitted_curves(fits), plot)
         say(f"Figure: {plot}")
@@ -171,7 +172,8 @@ def optimal(
     for warning in fitted.warnings:
         say(f"Warning: {warning}")
     if plot is not None:
-        from fusedvlm.scaling.report.figures import save_figure, tradeoff_plot
+        from fusedvlm.charts import save_figure
+        from fusedvlm.scaling.report.figures import tradeoff_plot
 
         save_figure(tradeoff_plot(cells, fitted), plot)
         say(f"Figure: {plot}")

@@ -13,6 +13,7 @@ from fusedvlm.console import say
 from fusedvlm.data.records import text_of
 from fusedvlm.data.sample_files import Journal, as_json, open_output
 from fusedvlm.data.sources.converters import Sample
+from fusedvlm.templates import load_template
 
 from .answer_filters import KINDS, Kind, Question, keep_questions, parse_questions
 from .llm_client import Ask
@@ -122,15 +123,12 @@ def description_of(sample: Sample) -> str:
 @cache
 def template(kind: Kind):
     """The prompt that asks for questions of a kind."""
-    import jinja2
-
-    text = (FOLDER / f"questions_{kind}.jinja").read_text(encoding="utf-8")
-    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
+    return load_template(FOLDER / f"questions_{kind}.jinja")
 
 
 def prompt_for(sample: Sample, kind: Kind, count: int) -> str:
     """What the model is asked about a sample."""
-    return template(kind).render(description=description_of(sample), count=count)
+    return template(kind).render(description=description_of(sample), count=count).removesuffix("\n")
 
 
 def make_task(sample: Sample, kind: Kind, ask: Ask, options: QuestionOptions) -> Task:

@@ -1,17 +1,14 @@
 """The two plots of a card, from its facts alone."""
 
-import io
 from collections.abc import Callable
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fusedvlm.charts import BLUE, COLORS, RED, png_bytes, task_styles, token_axis
 from fusedvlm.hub_cards.facts import CardFacts, mean_scores
 
-# A palette that colour-blind readers can tell apart (Okabe and Ito), with a marker each.
-STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
-MOST_TASKS = len(STYLES)  # more lines than these cannot be told apart
+MOST_TASKS = len(COLORS)  # more lines than these cannot be told apart
 
 
 def score_plot(facts: CardFacts) -> bytes | None:
@@ -32,8 +29,8 @@ def latency_plot(facts: CardFacts) -> bytes | None:
     def draw(axes) -> None:
         first = [1e3 * row.time_to_first_token for row in rows]
         answer = [1e3 * row.seconds_per_answer for row in rows]
-        axes.plot(counts, first, "o-", color=STYLES[0][0], label="first token")
-        axes.plot(counts, answer, "s--", color=STYLES[1][0], label="whole answer")
+        axes.plot(counts, first, "o-", color=BLUE, label="first token")
+        axes.plot(counts, answer, "s--", color=RED, label="whole answer")
         _mark(axes, facts.m)
         axes.set_ylim(0, 1.15 * max(answer))
         axes.set_ylabel("milliseconds, pixels to text")
@@ -43,13 +40,13 @@ def latency_plot(facts: CardFacts) -> bytes | None:
 
 def _draw_scores(axes, facts: CardFacts, means: dict[int, float]) -> None:
     tasks = sorted({score.task for score in facts.measured.scores})
-    for task, (colour, marker) in zip(tasks if len(tasks) <= MOST_TASKS else (), STYLES, strict=False):
+    for task, (color, marker) in task_styles(tasks if len(tasks) <= MOST_TASKS else ()).items():
         rows = sorted((row for row in facts.measured.scores if row.task == task), key=lambda row: row.num_visual_tokens)
         axes.errorbar(
             [row.num_visual_tokens for row in rows],
             [row.score for row in rows],
             yerr=[row.standard_error for row in rows],
-            color=colour,
+            color=color,
             marker=marker,
             markersize=4,
             linewidth=1,
@@ -81,12 +78,6 @@ def _png(draw: Callable, counts: list[int]) -> bytes:
         figure = Figure(figsize=(6.4, 4.0), layout="constrained", facecolor="white")
         axes = figure.subplots()
         draw(axes)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(m) for m in counts])
-        axes.minorticks_off()
-        axes.set_xlabel("visual tokens m")
-        axes.grid(alpha=0.3)
+        token_axis(axes, counts)
         figure.legend(fontsize=8, ncols=4, loc="outside upper center", frameon=False)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+        return png_bytes(figure)

@@ -6,7 +6,6 @@ facts before anybody sees it.
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ import jinja2
 
 from fusedvlm.hub_cards.facts import CardFacts, mean_scores
 from fusedvlm.hub_cards.licenses import TERMS, noncommercial
+from fusedvlm.templates import load_template
 
 from .card_tables import MISSING, family_table, glance, render_title
 from .metadata import card_metadata
@@ -52,19 +52,10 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
-@lru_cache
-def load_template(name: str, lstrip_blocks: bool = False) -> jinja2.Template:
-    """One of this folder's templates; a fact it asks for and does not get is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=lstrip_blocks,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters |= {"cell": cell, "prose": prose, "fenced": fenced, "link": link}
-    return environment.get_template(name)
+def card_template(name: str, lstrip_blocks: bool = False) -> jinja2.Template:
+    """One of the templates of hub_cards, with the filters of this module."""
+    filters = {"cell": cell, "prose": prose, "fenced": fenced, "link": link}
+    return load_template(TEMPLATES / name, lstrip_blocks=lstrip_blocks, filters=filters)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -73,7 +64,7 @@ def render_card(facts: CardFacts) -> str:
     Raises:
         ValueError: when what the card shows is not what the facts say.
     """
-    text = load_template("model_card.md.jinja", lstrip_blocks=True).render(**_view(facts))
+    text = card_template("model_card.md.jinja", lstrip_blocks=True).render(**_view(facts))
     if found := differences(text, facts):
         raise ValueError(f"The card of {facts.repo_id} would not say what its facts do: {found[0]}.")
     return text

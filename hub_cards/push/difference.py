@@ -115,7 +115,7 @@ def look(hub: Hub, repo_id: str, revision: str | None = None) -> State | None:
 
 def repo_info(hub: Hub, repo_id: str, revision: str | None = None):
     """The Hub's `ModelInfo`."""
-    timeout = hub.patience.timeout
+    timeout = hub.retry_policy.timeout
     return hub.ask(repo_id, lambda: hub.api.model_info(repo_id, revision=revision, timeout=timeout))
 
 

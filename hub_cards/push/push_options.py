@@ -57,7 +57,8 @@ def push(
       fusedvlm push runs/quickstart --all --namespace ada --license apache-2.0 --public
       fusedvlm push runs/quickstart/fusedvlm-m32 --repo ada/fusedvlm-m32 --facts facts.yaml --tag v1.1
     """
-    from fusedvlm.hub_cards.hub_client import Hub, Patience
+    from fusedvlm.hub_cards.hub_client import Hub
+    from fusedvlm.retry import RetryPolicy
 
     from .collection import check_title
     from .push_command import Wanted, group, offer_adapters, offer_variants, show_done, show_plan
@@ -79,7 +80,7 @@ def push(
     title = None if no_collection or create_pr else collection or offer.title
     if title is not None:
         check_title(title)
-    hub = Hub(patience=Patience(attempts=2) if dry_run else None)
+    hub = Hub(retry_policy=RetryPolicy(attempts=2) if dry_run else None)
     if dry_run:
         show_plan(*offer.plan(hub, overwrite=overwrite), title, json_output)
         return

@@ -16,8 +16,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fusedvlm.console import progress
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import AGAIN, CALL_ERRORS, Conflict, PushError, status_of, unwrap
+from fusedvlm.retry import RetryPolicy
 
 from .difference import Difference, LocalFile, State, difference, holds, list_files, list_tags, look, repo_info
 
@@ -173,7 +174,7 @@ def plan(
     Raises:
         ValueError: for wrong input and the conflicts that `push` would stop at.
     """
-    hub = hub or Hub(patience=Patience(attempts=2))
+    hub = hub or Hub(retry_policy=RetryPolicy(attempts=2))
     jobs = prepare(releases)
     try:
         for job in progress(jobs, "comparing", disable=len(jobs) == 1):
@@ -306,7 +307,7 @@ def commit(hub: Hub, job: Job, overwrite: bool) -> str:
 
     A lost answer and a refused parent mean the same: look again. If the content is there, it went through.
     """
-    for attempt in range(1, hub.patience.attempts + 1):
+    for attempt in range(1, hub.retry_policy.attempts + 1):
         if not job.difference:
             return job.state.tags.get(job.release.tag, job.state.head)
         made = try_commit(hub, job, job.state.head, attempt)
@@ -371,7 +372,7 @@ def ensure_tag(hub: Hub, job: Job) -> None:
         Conflict: naming both commits when the tag is elsewhere.
     """
     tag = job.release.tag
-    for _ in range(hub.patience.attempts):
+    for _ in range(hub.retry_policy.attempts):
         tagged = job.state.tags.get(tag)
         if tagged is not None:
             if tagged != job.commit and not tag_is_right(hub, job):
@@ -389,7 +390,7 @@ def ensure_tag(hub: Hub, job: Job) -> None:
 
 def publish(hub: Hub, job: Job) -> None:
     """Make a verified repository public, and look whether it is."""
-    for _ in range(hub.patience.attempts):
+    for _ in range(hub.retry_policy.attempts):
         if not job.state.private:
             return
         hub.ask(job.repo_id, lambda: hub.api.update_repo_settings(job.repo_id, private=False))
@@ -408,7 +409,7 @@ def propose(hub: Hub, job: Job, user: str) -> None:
     if not job.difference:
         job.commit = job.state.head
         return
-    for attempt in range(1, hub.patience.attempts + 1):
+    for attempt in range(1, hub.retry_policy.attempts + 1):
         opened = open_request(hub, job, user)
         state = look(hub, job.repo_id, f"refs/pr/{opened.num}") if opened else job.state
         job.difference = difference(hub, job.repo_id, job.files, state)

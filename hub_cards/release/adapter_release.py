@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 
 from fusedvlm.files import read_json
 from fusedvlm.hub_cards.card.lint_card import lint_card
-from fusedvlm.hub_cards.card.render_card import load_template
+from fusedvlm.hub_cards.card.render_card import card_template
 from fusedvlm.hub_cards.facts import StatedFacts, find_stated, mean_scores
 
 from .bundle import Content, is_local, weight_headers
@@ -101,7 +101,7 @@ class AdapterFamily:
             {"m": n, "repo_id": repo_id, "score": f"{self.scores[n]:.3g}" if n in self.scores else "not measured"}
             for n, repo_id in self.names.items()
         ]
-        return load_template("adapter_card.md.jinja").render(
+        return card_template("adapter_card.md.jinja").render(
             metadata=metadata.to_yaml().rstrip(),
             name=self.names[m].partition("/")[2],
             repo_id=self.names[m],

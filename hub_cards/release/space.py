@@ -6,7 +6,7 @@ The Space is plain files. It needs transformers and gradio, never this package.
 import json
 from pathlib import Path
 
-from fusedvlm.hub_cards.card.render_card import TEMPLATES, load_template
+from fusedvlm.hub_cards.card.render_card import TEMPLATES, card_template
 from fusedvlm.hub_cards.facts import HUB_ID, CardFacts
 
 from .bundle import Files, bundle
@@ -77,7 +77,7 @@ def _space(config: dict, model: str, revision: str | None, license: str | None, 
     trained = config.get("trained_num_visual_tokens") or [m]
     title = f"FusedVLM, m = {m}" if model == "model" else f"{model.partition('/')[2]}: FusedVLM"
     settings = {"model": model, "revision": revision, "title": title, "question": QUESTION}
-    readme = load_template("space_readme.md.jinja").render(
+    readme = card_template("space_readme.md.jinja").render(
         title=title, gradio=GRADIO, license=license, models=models, largest=max(trained), inside=model == "model"
     )
     return {

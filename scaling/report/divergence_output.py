@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from fusedvlm.charts import save_figure
 from fusedvlm.console import emit_json, say, show
 from fusedvlm.files import write_json
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 
-from .figures import bound_against_distance, save_figure
+from .figures import bound_against_distance
 from .text_tables import divergence_text
 
 

@@ -1,44 +1,25 @@
 """The figures of the scaling lab, each a pure function from typed records to a matplotlib figure.
 
-Colours are Okabe and Ito's, distinct for colour-blind readers; line styles, markers and hatches carry the same
-information, so that a grey print keeps it. Nothing here touches pyplot's global state.
+Line styles, markers and hatches carry the same information as the colors, so that a grey print keeps it.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fusedvlm.charts import BLUE, COLORS, GREEN, LINES, MARKERS, ORANGE, RED, SKY, token_axis
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 from fusedvlm.scaling.laws.compare_curves import CurveClusters, InputEffect, ModelScore
 from fusedvlm.scaling.laws.fit import CurveFit, PowerLawFit, predict_interval
 from fusedvlm.scaling.tradeoff.fit_tradeoff import GridCell, TradeoffFit
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#B8A800",
-)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 PSI = {
     "psi_eq": (r"$\psi_{eq}^{AB}$", BLUE, "-"),
     "psi_intra": (r"$\psi_{cross}^{intra}$", RED, "--"),
     "psi_ab": (r"$\psi_{cross}^{AB}$", GREEN, "-."),
 }
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure in the format that the file's ending names (png, svg, pdf)."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150)
 
 
 def score_against_m(
@@ -71,8 +52,8 @@ def latency_against_m(
     """One line per named series (for instance "first token", "whole answer") against m, from zero."""
     figure, axes = _one(6.0, 3.4)
     for index, (name, values) in enumerate(series.items()):
-        axes.plot(num_visual_tokens, values, marker=MARKERS[index], ls=LINES[index], color=COLOURS[index], label=name)
-    _token_axis(axes, num_visual_tokens)
+        axes.plot(num_visual_tokens, values, marker=MARKERS[index], ls=LINES[index], color=COLORS[index], label=name)
+    token_axis(axes, num_visual_tokens)
     axes.set(xlabel="visual tokens m", ylabel=ylabel)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
@@ -161,7 +142,7 @@ def alpha_against_n(results: Mapping[str, DivergenceResult]) -> Figure:
     figure, axes = _one(6.0, 3.4)
     for index, (name, result) in enumerate(results.items()):
         n = np.arange(1, len(result.alpha) + 1)
-        axes.plot(n, np.array(result.alpha) / result.beta, color=COLOURS[index], ls=LINES[index], label=name)
+        axes.plot(n, np.array(result.alpha) / result.beta, color=COLORS[index], ls=LINES[index], label=name)
     for limit, name in ((-0.5, r"$-\beta/2$: growth as $\sqrt{n}$"), (-1, r"$-\beta$: growth as $n$")):
         axes.axhline(limit, color="0.6", lw=0.8)
         axes.annotate(name, (0.99, limit), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
@@ -221,13 +202,13 @@ def cluster_panels(clusters: CurveClusters) -> Figure:
             axes.plot(
                 clusters.m,
                 clusters.normalised[member],
-                color=COLOURS[index % 7],
+                color=COLORS[index % 7],
                 ls=LINES[index // 7 % 7],
                 lw=0.8,
                 label=clusters.names[member].split(" (")[0],
             )
         axes.plot(clusters.m, clusters.normalised[members].mean(0), color="black", lw=2.2)
-        _token_axis(axes, clusters.m, gap=3.5)
+        token_axis(axes, clusters.m, gap=3.5)
         axes.set(title=f"cluster {label + 1}: {len(members)} curves", xlabel="visual tokens m")
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     figure.axes[0].set_ylabel("normalised score")
@@ -247,7 +228,7 @@ def radar(scores: Sequence[ModelScore]) -> Figure:
         axes.plot(
             np.append(angles, angles[0]),
             np.append(values, values[0]),
-            color=COLOURS[index % 7],
+            color=COLORS[index % 7],
             ls=LINES[index % 7],
             marker=MARKERS[index % 7],
             markersize=4,
@@ -267,7 +248,7 @@ def tradeoff_plot(cells: Sequence[GridCell], fit: TradeoffFit) -> Figure:
     sizes, counts = sorted({c.llm_params_b for c in cells}), sorted({c.num_visual_tokens for c in cells})
     dense = np.geomspace(counts[0], counts[-1], 100)
     for index, size in enumerate(sizes):
-        style = {"color": COLOURS[index % 7], "ls": LINES[index % 7]}
+        style = {"color": COLORS[index % 7], "ls": LINES[index % 7]}
         points = sorted((c.num_visual_tokens, 1 - c.score) for c in cells if c.llm_params_b == size)
         tokens, errors = np.array(points).T
         for axes, scale in ((left, 1.0), (right, 2e9 * size)):
@@ -278,7 +259,7 @@ def tradeoff_plot(cells: Sequence[GridCell], fit: TradeoffFit) -> Figure:
             axes.plot(scale * (tokens + offset), errors, label=label, **marker)
     costs = [(2e9 * n * (fit.text_tokens + v), float(fit.error(n, v))) for n in sizes for v in dense]
     right.plot(*_frontier(costs), color="black", lw=3, alpha=0.35, label="best choice (fit)")
-    _token_axis(left, counts)
+    token_axis(left, counts)
     left.set(xlabel="visual tokens V", ylabel="error (1 - accuracy)")
     right.set(xlabel=f"FLOPs = 2 N (Q + V), Q = {fit.text_tokens}", xscale="log")
     right.grid(alpha=0.3)
@@ -310,19 +291,7 @@ def _draw_scores(
     if excluded:
         hollow = {"marker": "o", "mfc": "white", "mec": "black", "ls": "none", "markersize": 5}
         axes.plot(*zip(*excluded, strict=True), label="left out of the fit", **hollow)
-    _token_axis(axes, every)
-
-
-def _token_axis(axes: Axes, m: Sequence[float], gap: float = 1.9) -> None:
-    """Logarithmic axis that names the measured m, leaving out names closer than a factor `gap`."""
-    axes.set_xscale("log", base=2)
-    shown: list[float] = []
-    for value in sorted(set(m)):
-        if not shown or value >= shown[-1] * gap:
-            shown.append(value)
-    axes.set_xticks(shown, [f"{value:g}" for value in shown])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
+    token_axis(axes, every)
 
 
 def _frontier(costs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -1,14 +1,10 @@
 """One self-contained HTML page of everything a folder holds."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jinja2
-from matplotlib.figure import Figure
-
+from fusedvlm.charts import figure_uri as _uri
 from fusedvlm.console import progress
 from fusedvlm.files import read_json, write_atomically
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
@@ -16,6 +12,7 @@ from fusedvlm.scaling.laws.compare_curves import ModelScore, cluster_curves, inp
 from fusedvlm.scaling.laws.fit import CurveFit, fit_curve
 from fusedvlm.scaling.score_records import PAPER, Curve, ScoreRecord, group_curves, points_matching, read_scores
 from fusedvlm.scaling.tradeoff.fit_tradeoff import GridCell, TradeoffFit, fit_tradeoff, read_grid
+from fusedvlm.templates import load_template
 
 from .figures import (
     alpha_against_n,
@@ -33,6 +30,9 @@ from .figures import (
 
 # Values of `fusion_inputs` that the paper compares: with the question, and its fine-tuned counterpart without.
 WITH_QUESTION, WITHOUT_QUESTION = "vision+question+queries", "vision+queries (ft)"
+
+
+TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 @dataclass
@@ -104,10 +104,7 @@ def write_report(material: Material, page: Path, resamples: int = 2000) -> dict:
           for name, scores in material.models.items()),
         *(_latency_section(name, rows) for name, rows in material.latencies.items()),
     ]  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.get_template("report.html.jinja").render(
+    html = load_template(TEMPLATE, is_html=True, lstrip_blocks=True).render(
         title=material.title, sections=sections, left_out=material.left_out
     )
     write_atomically(page, html)
@@ -261,9 +258,3 @@ def _latency_section(name: str, rows: list[dict]) -> Section:
     }
     image = _uri(latency_against_m([row["num_visual_tokens"] for row in rows], series))
     return Section(f"Latency against m: {name}", "Median over repeats, pixels to text.", image)
-
-
-def _uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -10,17 +10,18 @@ import pickle
 import sys
 from pathlib import Path
 
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.hub_cards.push.push_repository import push
+from fusedvlm.retry import RetryPolicy
 
 TITLE = "Tiny family"
 
 
 def work(releases) -> int:
     """One push; 0 when everything is done."""
-    hub = Hub(patience=Patience(attempts=4, first_wait=0.01, timeout=5.0))
+    hub = Hub(retry_policy=RetryPolicy(attempts=4, first_wait=0.01, timeout=5.0))
     try:
         push(releases, hub, public=True)
         collect(hub, TITLE, "ada", {r.repo_id: f"m = {r.num_visual_tokens}" for r in releases}, private=False)

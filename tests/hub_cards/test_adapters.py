@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from fusedvlm.hub_cards.check.check_all import verify
 from fusedvlm.hub_cards.check.repository_check import check_folder
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.push.push_adapters import plan_adapters, push_adapters
 from fusedvlm.hub_cards.release.adapter_release import build_adapters
 from fusedvlm.hub_cards.release.release_files import checksums as make_checksums
 from fusedvlm.hub_cards.release.variant_release import write_file
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.synthetic import content_of
 from fusedvlm.tests.hub_cards.test_loading import ask_here, run_elsewhere
@@ -60,7 +61,7 @@ def folder(trained, tmp_path):
 
 @pytest.fixture
 def hub(hub_server, user):
-    return Hub(hub_server.endpoint, user, Patience(attempts=2, first_wait=0.0))
+    return Hub(hub_server.endpoint, user, RetryPolicy(attempts=2, first_wait=0.0))
 
 
 def edit(path, **changes):

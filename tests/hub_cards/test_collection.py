@@ -2,9 +2,10 @@
 
 import pytest
 
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.collection import collect
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests.hub_cards.hub_server import Fault
 
 pytestmark = pytest.mark.usefixtures("online")
@@ -13,7 +14,7 @@ TITLE = "Tiny, every m"
 
 @pytest.fixture
 def hub(hub_server, user):
-    hub = Hub(hub_server.endpoint, user, Patience(first_wait=0.0, timeout=5.0))
+    hub = Hub(hub_server.endpoint, user, RetryPolicy(first_wait=0.0, timeout=5.0))
     for name in ("a", "b", "c", "other"):
         hub.api.create_repo(f"ada/{name}", private=True)
     return hub

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.hub_cards.push.push_repository import push
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests.hub_cards.hub_server import Fault, HubServer
 from fusedvlm.tests.hub_cards.hub_store import Store
 from fusedvlm.tests.hub_cards.killable import TITLE
@@ -74,7 +75,7 @@ def test_a_failing_hub_loses_nothing(hub_server, user, transfer, tmp_path, seed)
     generator = random.Random(f"{transfer}{seed}")
     releases = family(tmp_path / "family", seed=seed)
     watch = Watch(hub_server, releases, user)
-    hub = Hub(hub_server.endpoint, user, Patience(attempts=4, first_wait=0.0, timeout=5.0))
+    hub = Hub(hub_server.endpoint, user, RetryPolicy(attempts=4, first_wait=0.0, timeout=5.0))
     wanted = FAULTS_PER_MODE // 3
     faults = [draw_fault(generator, generator.randint(1, 2 * REQUESTS // wanted)) for _ in range(wanted)]
     hub_server.fault, *hub_server.later = faults

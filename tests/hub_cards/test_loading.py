@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fusedvlm.hub_cards.facts import StatedFacts
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.hub_cards.release.variant_release import build_release
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.hub_server import HubServer
 from fusedvlm.tests.hub_cards.synthetic import Synthetic
@@ -56,7 +57,7 @@ def served(request, backbones, tmp_path_factory):
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
         server.mode = request.param
-        server.hub = Hub(server.endpoint, server.add_user("ada"), Patience(attempts=2, first_wait=0.0))
+        server.hub = Hub(server.endpoint, server.add_user("ada"), RetryPolicy(attempts=2, first_wait=0.0))
         server.llm_commit = push_llm(server.hub, backbones, "ada/tiny-llm", public=True)
         server.model = tiny.build_model(backbones)
         server.processor = tiny.build_tiny_processor(server.model)

@@ -6,9 +6,10 @@ import traceback
 import pytest
 from huggingface_hub import CommitOperationAdd
 
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import Conflict, PushError
 from fusedvlm.hub_cards.push.push_repository import push
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests.hub_cards.hub_server import Fault
 from fusedvlm.tests.hub_cards.synthetic import broken_promises, complete, family, release, tree, wanted
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("online")
 
 @pytest.fixture
 def hub(hub_server, user):
-    return Hub(hub_server.endpoint, user, Patience(first_wait=0.0, timeout=5.0))
+    return Hub(hub_server.endpoint, user, RetryPolicy(first_wait=0.0, timeout=5.0))
 
 
 @pytest.fixture
@@ -238,7 +239,7 @@ def test_the_token_is_never_shown(hub, hub_server, user, tmp_path, capfd, caplog
     caplog.set_level(logging.DEBUG)
     hub_server.fault = Fault(number=4, kind="status", at=503, times=3)
     push([release(4, tmp_path)], hub)
-    said = "".join([*capfd.readouterr(), caplog.text, repr(hub), repr(hub.__dict__["patience"])])
+    said = "".join([*capfd.readouterr(), caplog.text, repr(hub), repr(hub.__dict__["retry_policy"])])
     assert "503" in said, "there is something to look through"
     assert user not in said
 
@@ -252,7 +253,7 @@ def test_offline_is_one_line(hub, tmp_path, monkeypatch):
 
 
 def test_an_unreachable_hub_is_one_line(user, tmp_path):
-    hub = Hub("http://127.0.0.1:9", user, Patience(attempts=2, first_wait=0.0))
+    hub = Hub("http://127.0.0.1:9", user, RetryPolicy(attempts=2, first_wait=0.0))
     with pytest.raises(PushError, match="account: no connection to the Hub") as error:
         push([release(4, tmp_path)], hub)
     assert "\n" not in str(error.value)
@@ -323,7 +324,7 @@ def test_an_absurd_wait_is_told_instead(hub, hub_server, tmp_path, monkeypatch, 
 
 
 def test_a_silent_connection_is_given_up(hub_server, user, tmp_path):
-    hub = Hub(hub_server.endpoint, user, Patience(attempts=2, first_wait=0.0, timeout=0.05))
+    hub = Hub(hub_server.endpoint, user, RetryPolicy(attempts=2, first_wait=0.0, timeout=0.05))
     hub_server.fault = Fault(1, "stall", 1_000, times=2, matching=lambda method, path: "/commit/" in path)
     with pytest.raises(PushError, match=r"^ada/tiny-m4: the Hub does not answer in time"):
         push([release(4, tmp_path)], hub)
@@ -406,7 +407,7 @@ def test_a_damaged_manifest_on_the_hub_deletes_nothing(hub, hub_server, api, tmp
 
 @pytest.fixture
 def reader(hub_server):
-    return Hub(hub_server.endpoint, hub_server.add_user("bob"), Patience(first_wait=0.0))
+    return Hub(hub_server.endpoint, hub_server.add_user("bob"), RetryPolicy(first_wait=0.0))
 
 
 def test_a_pull_request_is_opened_once(hub, reader, hub_server, transfer, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 
 from fusedvlm.hub_cards.card.render_card import render_card
 from fusedvlm.hub_cards.facts import CardFacts
-from fusedvlm.hub_cards.hub_client import Hub, Patience
+from fusedvlm.hub_cards.hub_client import Hub
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests.hub_cards.test_loading import push_llm, run_elsewhere
 
 pytestmark = pytest.mark.usefixtures("online")
@@ -81,7 +82,7 @@ END = """
 @pytest.fixture
 def run(hub_server, user, transfer, backbones, tmp_path):
     """Run a script with the tiny model against the test Hub; returns what it said."""
-    hub = Hub(hub_server.endpoint, user, Patience(attempts=2, first_wait=0.0))
+    hub = Hub(hub_server.endpoint, user, RetryPolicy(attempts=2, first_wait=0.0))
     commit = push_llm(hub, backbones, "ada/tiny-llm", public=True)
     hub_server.mode = transfer
 

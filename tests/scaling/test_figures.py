@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from fusedvlm import scaling
+from fusedvlm import charts, scaling
 from fusedvlm.scaling import fit_curve, fit_power_law, group_curves, read_grid, read_scores
 from fusedvlm.scaling.divergence.estimators import DivergenceStatistics, summarise
 from fusedvlm.scaling.laws.compare_curves import ModelScore
@@ -94,7 +94,7 @@ def test_latency_starts_at_zero(tmp_path):
     figure = figures.latency_against_m(M, {"first token": [5, 6, 7, 8], "answer": [20, 21, 22, 25]})
     assert figure.axes[0].get_ylim()[0] == 0
     for ending in ("png", "svg", "pdf"):
-        figures.save_figure(figure, tmp_path / f"latency.{ending}")
+        charts.save_figure(figure, tmp_path / f"latency.{ending}")
         assert (tmp_path / f"latency.{ending}").stat().st_size > 1000
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
