@@ -44,4 +44,7 @@ class EvaluationResults:
     @classmethod
     def load(cls, path: Path) -> "EvaluationResults":
         """Read what `save` wrote. Raises `ValueError` naming the file when something is missing."""
-        return build(cls, read_json(path), str(path))
+        try:
+            return build(cls, read_json(path), "results")
+        except ValueError as error:
+            raise ValueError(f"{path}: not a results file ({error}).") from None

@@ -47,7 +47,9 @@ def build(kind: type[T], value: Any, where: str) -> T:
     try:
         return _adapter(kind).validate_json(text).value
     except ValidationError as error:
-        raise ValueError(_explain(error.errors()[0], kind, where)) from None
+        # A misspelt key is also a missing one: it is the mistake.
+        errors = sorted(error.errors(), key=lambda entry: entry["type"] != "unexpected_keyword_argument")
+        raise ValueError(_explain(errors[0], kind, where)) from None
 
 
 @lru_cache(maxsize=64)
@@ -70,7 +72,7 @@ def _explain(error: ErrorDetails, kind: Any, where: str) -> str:
     if error["type"] == "finite_number":
         return f"{_place(where, location)} is {error['input']}, which is no number."
     wanted = EXPECTED.get(error["type"])
-    problem = f"must be {wanted}" if wanted else error["msg"][0].lower() + error["msg"][1:]
+    problem = f"must {'hold' if wanted == 'keys and values' else 'be'} {wanted}" if wanted else error["msg"][0].lower() + error["msg"][1:]
     return f"{_place(where, location)} {problem}, not {str(error['input'])!r:.80}."
 
 

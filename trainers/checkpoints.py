@@ -63,8 +63,8 @@ def problems(folder: Path, contents: bool = True) -> list[str]:
         return [f"it has no {MARKER}, so it was not written to its end"]
     try:
         files = read_json(marker)["files"]
-    except (ValueError, KeyError) as error:
-        return [f"its {MARKER} is damaged ({type(error).__name__})"]
+    except (ValueError, KeyError):
+        return [f"its {MARKER} is damaged"]
     found = []
     for name, facts in files.items():
         path = folder / name

@@ -214,7 +214,7 @@ def test_a_base_that_is_not_here_is_refused(folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("adapter_config.json", b"{", "adapter_config.json cannot be read"),
+        ("adapter_config.json", b"{", "adapter_config.json: damaged, not JSON"),
         ("adapter_config.json", b'{"peft_type": "IA3"}', "does not describe a LoRA adapter"),
         ("adapter_model.safetensors", None, "adapter_model.safetensors is missing"),
         ("adapter_model.safetensors", b"\0" * 40, "damaged weights"),

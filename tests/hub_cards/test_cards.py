@@ -117,7 +117,7 @@ def test_a_family_goes_to_a_folder_each(tmp_path, tiny_family):
         (["--license", "other"], "license_name"),
         (["--output", "out"], "No licence is stated"),
         (["--license", "mit", "--license-file", "nowhere.txt"], "no such licence file"),
-        (["--facts", "nowhere.yaml"], "cannot be read"),
+        (["--facts", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--license", "mit", "--namespace", "a b"], "cannot be a repository"),
     ],
 )
