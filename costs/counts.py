@@ -66,7 +66,7 @@ def read_shapes(config) -> Shapes:
     from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 
     with torch.device("meta"):
-        model = FusedVLMForConditionalGeneration(config)
+        model = FusedVLMForConditionalGeneration(config).requires_grad_(False)  # torch's counter hooks gradients
     tower, connector = model.model.vision_tower, model.model.connector
     vision, text = config.vision_config, config.text_config
     grid = vision.image_size // vision.patch_size

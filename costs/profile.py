@@ -141,7 +141,7 @@ def count_with_torch(config, m: int, workload: Workload) -> dict[str, float]:
     from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 
     with torch.device("meta"):
-        staged = StagedModel(FusedVLMForConditionalGeneration(config).eval(), workload)
+        staged = StagedModel(FusedVLMForConditionalGeneration(config).eval().requires_grad_(False), workload)
     pixels = staged.pixels()
 
     def counted(stage: Callable, *inputs) -> tuple[float, object]:

@@ -213,9 +213,9 @@ class FusedVLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"trained_num_visual_tokens must be positive counts, got {self.trained_num_visual_tokens}."
             )
+        self.check_num_visual_tokens(self.num_visual_tokens)
         for count in self.trained_num_visual_tokens:
             self.check_num_visual_tokens(count, "trained_num_visual_tokens")
-        self.check_num_visual_tokens(self.num_visual_tokens)
         self.connector_class.check_followup_count(self, self.num_visual_tokens, self.num_followup_visual_tokens)
 
     def _check_text_head(self) -> None:

@@ -94,6 +94,11 @@ class FusedVLMConnector(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def is_nested(cls, config: PreTrainedConfig) -> bool:
+        """Whether fewer tokens are a part or an average of more; `nested`, unless settings decide."""
+        return cls.nested
+
+    @classmethod
     def explain_counts(cls, config: PreTrainedConfig) -> str:
         """Why these counts, as half a sentence for an error message."""
         return "gives a fixed number of tokens"
@@ -188,17 +193,18 @@ class FusedVLMConnector(nn.Module):
     @classmethod
     def check_count(cls, config: PreTrainedConfig, count: int, name: str = "num_visual_tokens") -> None:
         """Raise `ValueError`, with the counts around it, when the connector cannot give `count` tokens."""
-        largest = config.max_num_visual_tokens
-        counts = [number for number in cls.counts(config) if number <= largest]
-        if count in counts:
+        every, largest = cls.counts(config), config.max_num_visual_tokens
+        # A largest m that cannot be given is no limit, it is what is wrong.
+        counts = [number for number in every if number <= largest or largest not in every]
+        if count in counts and count <= largest:
             return
         each = " per view" if cls.per_view else ""
-        if len(counts) > 1 and counts == list(range(counts[0], counts[-1] + 1)):
+        if counts == list(range(1, counts[-1] + 1)):
             raise ValueError(
-                f"{name}={count} is out of range: this model takes {counts[0]} to {counts[-1]} visual tokens{each} "
+                f"{name}={count} is out of range: this model takes 1 to {counts[-1]} visual tokens{each} "
                 f"(trained with m in {sorted(config.trained_num_visual_tokens)})."
             )
-        nearest = nearest_counts(counts, count) or nearest_counts(cls.counts(config), count)
+        nearest = nearest_counts(counts, count)
         why = cls.explain_counts(config)
         raise ValueError(f"{name}={count} cannot be given: the {cls.name} connector {why}; take {nearest}{each}.")
 
@@ -209,7 +215,7 @@ class FusedVLMConnector(nn.Module):
             return  # the tokens in front of the first question are there already
         if count > first:
             raise ValueError(f"num_followup_visual_tokens={count} must not exceed num_visual_tokens={first}.")
-        if count != first and not cls.nested:
+        if count != first and not cls.is_nested(config):
             others = "" if config.fuse_question else " or 0"
             raise ValueError(
                 f"num_followup_visual_tokens={count} with num_visual_tokens={first}: the {cls.name} connector is not "
@@ -237,7 +243,7 @@ class FusedVLMConnector(nn.Module):
             "per_view": cls.per_view,
             "reads_question": bool(config.fuse_question),
             "question_tokens": cls.question_tokens,
-            "nested": cls.nested,
+            "nested": cls.is_nested(config),
         }
 
     @classmethod

@@ -1,5 +1,10 @@
 """Every connector: refused in one line where it cannot, trained, saved, loaded elsewhere, batched as one by one."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -15,6 +20,13 @@ from fusedvlm.trainers import GenerationArguments, GenerationTrainer
 # {case: (connector, fields, counts it gives)} on the tiny tower's 6 x 6 grid.
 CASES = {
     "dense": ("dense", {}, [36]),
+    "pool": ("pool", {"num_followup_visual_tokens": 1}, [1, 4, 9, 36]),
+    "pool first": ("pool", {"connector_config": {"order": "pool_first"}}, [1, 4, 16, 25]),
+    "resampler": ("resampler", {"num_followup_visual_tokens": 2}, [2, 5, 16]),
+    "resampler, keys see the image": ("resampler", {"connector_config": {"keys": "image"}}, [1, 9]),
+    "anchored": ("anchored", {}, [1, 4, 6, 12]),
+    "anchored without the question": ("anchored", {"fuse_question": False}, [4, 12]),
+    "quecc": ("quecc", {}, [9]),
 }
 CONVERSATION = [
     tiny.user(tiny.picture(1), text="what is it?"),
@@ -69,8 +81,8 @@ def test_placeholders_are_as_many_as_visual_tokens(built):
         found = (inputs["input_ids"] == model.config.image_token_id).sum().item()
         assert found == len(features.pooler_output[0]) == features.visual_tokens_per_sample[0]
         views = int(inputs["image_num_views"].sum()) if model.model.connector.per_view else 1
-        turns = 1 + int(model.config.num_followup_visual_tokens > 0)
-        assert found == count * views * turns
+        later = processor.counts.default_followup(count, model.config.num_followup_visual_tokens)
+        assert found == (count + later) * views
 
 
 def test_mixed_batches_answer_as_one_by_one(built):
@@ -144,6 +156,45 @@ def test_flops_and_parameters_are_counted(built):
     assert sum(count_parameters(model.config).values()) == sum(p.numel() for p in model.parameters())
 
 
+PROBE = """
+import json, sys
+sys.modules["fusedvlm"] = None  # importing the package fails
+import torch
+torch.set_num_threads(1)
+from transformers import AutoModelForImageTextToText, AutoProcessor
+found = []
+for folder in sys.argv[2:]:
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    messages = [{"role": "user", "content": [{"type": "image", "path": sys.argv[1]}, {"type": "text", "text": "what is it?"}]}]
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
+    tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1]:].tolist()
+    found.append([type(model.model.connector).__module__.split(".")[0], tokens])
+print(json.dumps(found))
+"""
+
+
+def test_saved_variants_answer_without_the_package(backbones, tmp_path):
+    picture, folders, expected = tmp_path / "picture.png", [], []
+    tiny.picture(8).save(picture)
+    messages = [
+        {"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "what is it?"}]}
+    ]
+    for number, case in enumerate(CASES):
+        model = build(backbones, case)
+        processor = tiny.build_tiny_processor(model)
+        folders.append(tmp_path / str(number))
+        model.save_pretrained(folders[-1])
+        processor.save_pretrained(folders[-1])
+        expected.append(["transformers_modules", answers(model, processor, [messages])[0]])
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "home"),
+                   "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}  # fmt: skip
+    command = [sys.executable, "-c", PROBE, str(picture), *map(str, folders)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads(run.stdout.strip().splitlines()[-1]) == expected
+
+
 def test_the_processor_refuses_what_the_model_refuses(built):
     _, model, processor = built
     kind = model.config.connector_class
@@ -186,6 +237,41 @@ VISION = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_laye
         ({"connector": "dense", "num_followup_visual_tokens": 4}, "is not nested.*set it to 36 or 0"),
         ({"connector": "dense", "fuser_config": {"num_hidden_layers": 2}}, "has no fusion decoder"),
         ({"connector": "dense", "connector_config": {"mlp": 2}}, "'mlp'; the dense connector knows mlp_layers"),
+        (
+            {"connector": "quecc", "num_visual_tokens": 16},
+            "16 cannot be given.*must divide a 6 x 6 grid; .* 1, 4, 9, 36",
+        ),
+        (
+            {"connector": "quecc", "connector_config": {"kernel_size": 3, "stride": 1}},
+            "4 x 4 queries do not divide a 6",
+        ),
+        ({"connector": "quecc", "num_visual_tokens": 9, "num_followup_visual_tokens": 4}, "is not nested.*set it to 9"),
+        ({"connector": "quecc", "fuse_question": False}, "quecc connector reads the question"),
+        ({"connector": "quecc", "connector_config": {"layers": [1, 9]}}, "must be hidden states 0 to 2"),
+        ({"connector": "quecc", "connector_config": {"num_heads": 5}}, "num_heads=5"),
+        ({"connector": "pool", "num_visual_tokens": 16}, "whole squares of a 6 x 6 grid; take 9 or 36"),
+        ({"connector": "pool", "connector_config": {"order": "pool_first"}, "num_visual_tokens": 10}, "take 9 or 16"),
+        ({"connector": "pool", "connector_config": {"order": "pool_first"}, "num_visual_tokens": 49}, "take 36"),
+        (
+            {
+                "connector": "pool",
+                "connector_config": {"order": "pool_first"},
+                "num_visual_tokens": 9,
+                "num_followup_visual_tokens": 4,
+            },
+            "not nested",
+        ),
+        ({"connector": "pool", "connector_config": {"order": "both"}}, "must be project_first or pool_first"),
+        ({"connector": "pool", "trained_num_visual_tokens": [4, 8], "num_visual_tokens": 4}, "=8 cannot.*take 4 or 9"),
+        ({"connector": "resampler", "connector_config": {"num_queries": 10}}, "10 is not a square.*take 9 or 16"),
+        (
+            {"connector": "resampler", "connector_config": {"num_queries": 4}, "num_visual_tokens": 5},
+            "=5 .* 1 to 4 visual",
+        ),
+        ({"connector": "resampler", "connector_config": {"keys": "both"}}, "must be positions or image"),
+        ({"connector": "anchored", "connector_config": {"anchor_grids": [4]}}, "divide the 6 x 6 grid"),
+        ({"connector": "anchored", "connector_config": {"anchor_grids": [2, 3]}, "num_visual_tokens": 3}, "=3 "),
+        ({"connector": "anchored", "num_visual_tokens": 9, "num_followup_visual_tokens": 4}, "is not nested"),
     ],
 )
 def test_what_a_connector_cannot_do_is_refused_in_one_line(fields, message):
