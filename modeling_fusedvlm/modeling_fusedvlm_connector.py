@@ -8,7 +8,7 @@ Shape legend
     G   segments: one question asked about one image    H   LLM width                 m   visual tokens
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ class FusedVLMConnector(nn.Module):
     @classmethod
     def default_followup_count(cls, config: PreTrainedConfig) -> int:
         """m' where a configuration names none: m again for each question that is read, else none."""
-        return config.num_visual_tokens if config.fuse_question else 0
+        return config.num_visual_tokens * int(bool(config.fuse_question))
 
     @classmethod
     def tokens_per_view(cls, config: PreTrainedConfig) -> int:
@@ -139,18 +139,14 @@ class FusedVLMConnector(nn.Module):
         if unknown := sorted(set(given) - set(cls.settings)):
             known = ", ".join(cls.settings) or "no settings"
             raise ValueError(f"connector_config has {unknown[0]!r}; the {cls.name} connector knows {known}.")
-        if config.fuse_question is None:
-            config.fuse_question = cls.reads_question != "never"
+        _set_default(config, "fuse_question", lambda config: cls.reads_question != "never")
         cls.check_question(config)
         cls._complete_parts(config)
         settings = cls.complete_settings(config, {**cls.settings, **given})
         config.connector_config = settings or None
-        if config.num_visual_tokens is None:
-            config.num_visual_tokens = cls.default_count(config)
-        if config.num_followup_visual_tokens is None:
-            config.num_followup_visual_tokens = cls.default_followup_count(config)
-        if config.trained_num_visual_tokens is None:
-            config.trained_num_visual_tokens = [config.num_visual_tokens]
+        _set_default(config, "num_visual_tokens", cls.default_count)
+        _set_default(config, "num_followup_visual_tokens", cls.default_followup_count)
+        _set_default(config, "trained_num_visual_tokens", lambda config: [config.num_visual_tokens])
 
     @classmethod
     def check_question(cls, config: PreTrainedConfig) -> None:
@@ -211,12 +207,13 @@ class FusedVLMConnector(nn.Module):
     @classmethod
     def check_followup_count(cls, config: PreTrainedConfig, first: int, count: int) -> None:
         """Raise `ValueError` when `count` tokens for a later question do not go with `first` for the first one."""
-        if count == 0 and not config.fuse_question:
+        reads_question = bool(config.fuse_question)
+        if count == 0 and not reads_question:
             return  # the tokens in front of the first question are there already
         if count > first:
             raise ValueError(f"num_followup_visual_tokens={count} must not exceed num_visual_tokens={first}.")
         if count != first and not cls.is_nested(config):
-            others = "" if config.fuse_question else " or 0"
+            others = "" if reads_question else " or 0"
             raise ValueError(
                 f"num_followup_visual_tokens={count} with num_visual_tokens={first}: the {cls.name} connector is not "
                 f"nested, so later questions get as many tokens as the first one; set it to {first}{others}."
@@ -340,6 +337,7 @@ class FusedVLMConnector(nn.Module):
 
     def dummy_question(self, device: torch.device) -> dict[str, torch.Tensor | list[int]]:
         """Question arguments of one segment for a pass whose result is thrown away; none where none is needed."""
+        # CODEPATH: variants whose connector reads the question, or not.
         if not self.config.fuse_question:
             return {}
         ids = torch.zeros(1, dtype=torch.long, device=device)
@@ -347,6 +345,7 @@ class FusedVLMConnector(nn.Module):
 
     def _question_tensors(self, plan, question_input_ids, language_model, device) -> tuple[torch.Tensor, ...]:
         has_ids = question_input_ids is not None and len(question_input_ids) > 0
+        # CODEPATH: variants whose connector reads the question, or not.
         if not self.config.fuse_question:
             if has_ids:
                 raise ValueError(
@@ -369,6 +368,7 @@ class FusedVLMConnector(nn.Module):
 
         For counting and timing; runs on the meta device too.
         """
+        # CODEPATH: variants whose connector reads the question, or not.
         asked = self.example_question(len(view_tokens), question_length) if self.config.fuse_question else ()
         return self.project(self.reduce(view_tokens, num_visual_tokens, *asked).flatten(0, 1))
 
@@ -482,12 +482,25 @@ def last_question_states(questions: list[torch.Tensor], language_model: nn.Modul
     return states[torch.arange(len(ids), device=states.device), lengths.to(states.device) - 1]
 
 
-def build_mlp(width: int, out_width: int, num_layers: int) -> nn.Sequential:
-    """Linear layers of width `out_width` with exact GELU between them, LLaVA's `mlp{n}x_gelu` (keys 0, 2, ...)."""
-    layers: list[nn.Module] = [nn.Linear(width, out_width)]
-    for _ in range(num_layers - 1):
-        layers += [nn.GELU(), nn.Linear(out_width, out_width)]
-    return nn.Sequential(*layers)
+class FusedVLMConnectorMLP(nn.Module):
+    """Linear layers of width `out_width` with exact GELU between them, LLaVA's `mlp{n}x_gelu`."""
+
+    def __init__(self, width: int, out_width: int, num_layers: int):
+        super().__init__()
+        widths = [width] + [out_width] * (num_layers - 1)
+        self.layers = nn.ModuleList(nn.Linear(in_width, out_width) for in_width in widths)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., width) to (..., out_width)."""
+        tokens = self.layers[0](tokens)
+        for layer in self.layers[1:]:
+            tokens = layer(nn.functional.gelu(tokens))
+        return tokens
+
+
+def _set_default(config: PreTrainedConfig, name: str, default: Callable[[PreTrainedConfig], Any]) -> None:
+    if getattr(config, name) is None:
+        setattr(config, name, default(config))
 
 
 def tokens_to_grid(tokens: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from .modeling_fusedvlm_connector import FusedVLMConnector, build_mlp, grid_side, register_connector
+from .modeling_fusedvlm_connector import FusedVLMConnector, FusedVLMConnectorMLP, grid_side, register_connector
 
 
 @register_connector("dense")
 class FusedVLMDenseConnector(FusedVLMConnector):
     """All N patches of the layer before the last, through `mlp_layers` linear layers with GELU between (LLaVA-1.5).
 
-    m is N, the patches of one view; the state keys `mlp.0`, `mlp.2` are LLaVA's.
+    m is N, the patches of one view.
     """
 
     settings = {"mlp_layers": 2}
@@ -39,7 +39,7 @@ class FusedVLMDenseConnector(FusedVLMConnector):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         layers = config.connector_config["mlp_layers"]
-        self.mlp = build_mlp(config.vision_config.hidden_size, config.text_config.hidden_size, layers)
+        self.mlp = FusedVLMConnectorMLP(config.vision_config.hidden_size, config.text_config.hidden_size, layers)
 
     def reduce(self, view_tokens: torch.Tensor, num_visual_tokens: int, *question: torch.Tensor) -> torch.Tensor:
         """(V, N, C) to (V, N, H)."""

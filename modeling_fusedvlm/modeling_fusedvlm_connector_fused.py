@@ -94,6 +94,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
                 f"{vision.hidden_size}: view tokens enter the fusion decoder without a projection."
             )
         largest = config.max_num_visual_tokens
+        # CODEPATH: variants without distinct queries need no rows for them.
         if config.distinct_queries and largest > fuser.vocab_size - config.first_query_token_id + 1:
             raise ValueError(
                 f"{largest} visual tokens need {largest - 1} query rows after row {config.first_query_token_id} of the "
@@ -143,6 +144,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         """
         config, fuser = self.model.config, self.model.fuser
         count = config.first_query_token_id + num_visual_tokens - 1 - config.fuser_config.vocab_size
+        # CODEPATH: variants without distinct queries give every query the eos row.
         if count <= 0 or not config.distinct_queries:
             return
         old = fuser.embed_tokens
@@ -219,6 +221,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
 
     def example(self, view_tokens: torch.Tensor, num_visual_tokens: int, question_length: int) -> torch.Tensor:
         """One image and one question through decoder and projection."""
+        # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
         question = question_length if self.config.fuse_question else 0
         fuser = self.model.fuser
         ids = torch.zeros(question + num_visual_tokens, dtype=torch.long, device=view_tokens.device)
@@ -234,6 +237,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     ) -> float:
         """By formula: one row of views, questions and queries; every position through the linear layers."""
         config = self.config.fuser_config
+        # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
         questions = sum(question_lengths) if self.config.fuse_question else 0
         row = num_views * self.tokens_per_view(self.config) + questions + sum(counts)
         linear = sum(layer.weight.numel() for layer in self.model.fuser.modules() if isinstance(layer, nn.Linear))

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from .modeling_fusedvlm_connector import (
     FusedVLMConnector,
-    build_mlp,
+    FusedVLMConnectorMLP,
     grid_side,
     grid_to_tokens,
     register_connector,
@@ -73,7 +73,7 @@ class FusedVLMPoolConnector(FusedVLMConnector):
         self.order = config.connector_config["order"]
         # CODEPATH: the two published orders have different projectors.
         if self.order == PROJECT_FIRST:
-            self.mlp = build_mlp(width, out_width, config.connector_config["mlp_layers"])
+            self.mlp = FusedVLMConnectorMLP(width, out_width, config.connector_config["mlp_layers"])
         else:
             self.norm = nn.LayerNorm(width, eps=1e-5)
             self.gate_proj = nn.Linear(width, 3 * width)

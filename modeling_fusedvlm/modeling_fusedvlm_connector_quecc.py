@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from .modeling_fusedvlm_connector import (
     FusedVLMConnector,
-    build_mlp,
+    FusedVLMConnectorMLP,
     grid_side,
     grid_to_tokens,
     last_question_states,
@@ -116,7 +116,7 @@ class FusedVLMQueCCConnector(FusedVLMConnector):
             width, width, kernel_size=settings["kernel_size"], stride=settings["stride"], groups=width
         )
         self.attention = FusedVLMConnectorAttention(width, settings["num_heads"])
-        self.mlp = build_mlp(width, out_width, settings["mlp_layers"])
+        self.mlp = FusedVLMConnectorMLP(width, out_width, settings["mlp_layers"])
 
     def hidden_layers(self) -> tuple[int, ...]:
         """The layers of keys and values, and the one before the last for the queries."""

@@ -42,6 +42,14 @@ def make(connector: str, vision=None, width: int = 48, **fields):
     return connector_class(connector)(config).eval()
 
 
+MLP = {"0.weight": "0.weight", "0.bias": "0.bias", "2.weight": "1.weight", "2.bias": "1.bias"}
+
+
+def mlp(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LLaVA's sequence of linear layers and GELU under our names."""
+    return {f"mlp.layers.{ours}": published[theirs] for theirs, ours in MLP.items()}
+
+
 def assert_conforms(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 5e-5) -> None:
     assert found.shape == expected.shape
     assert ((found - expected).abs() / expected.abs().clamp(min=1)).max() <= tolerance
@@ -61,9 +69,7 @@ def attention_weights(published: dict[str, torch.Tensor], prefix: str) -> dict[s
 def test_dense_is_llavas_mlp():
     connector, case = make("dense"), cases("llava")
     state = weights("llava", "projectors.safetensors")
-    connector.load_state_dict(
-        {f"mlp.{i}": state[f"mlp2x_gelu.{i}"] for i in ("0.weight", "0.bias", "2.weight", "2.bias")}
-    )
+    connector.load_state_dict(mlp({name: state[f"mlp2x_gelu.{name}"] for name in MLP}))
     assert_conforms(connector.reduce(case["features_patch_-2"], 36), case["mlp2x_gelu_patch_-2_tokens"])
 
 
@@ -71,7 +77,7 @@ def test_dense_is_llavas_mlp():
 def test_pooling_after_the_projector_is_m3s():
     connector, case = make("pool", num_visual_tokens=36), cases("m3")
     state = weights("m3", "projector.safetensors")
-    connector.load_state_dict({f"mlp.{name}": tensor for name, tensor in state.items()})
+    connector.load_state_dict(mlp(state))
     assert_conforms(connector.reduce(case["features_m2_patches"], 36), case["projected"])
     for m in (4, 9):
         assert_conforms(connector.reduce(case["features_m2_patches"], m), case[f"s{m}_tokens"])
