@@ -72,7 +72,9 @@ def _explain(error: ErrorDetails, kind: Any, where: str) -> str:
     if error["type"] == "finite_number":
         return f"{_place(where, location)} is {error['input']}, which is no number."
     wanted = EXPECTED.get(error["type"])
-    problem = f"must {'hold' if wanted == 'keys and values' else 'be'} {wanted}" if wanted else error["msg"][0].lower() + error["msg"][1:]
+    problem = error["msg"][0].lower() + error["msg"][1:]
+    if wanted:
+        problem = f"must {'hold' if wanted == 'keys and values' else 'be'} {wanted}"
     return f"{_place(where, location)} {problem}, not {str(error['input'])!r:.80}."
 
 
