@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
+
+from .modeling_fusedvlm_connector_parts import grid_side, split_questions
 
 # {name: class}; filled by `register_connector`.
 CONNECTORS: dict[str, type["FusedVLMConnector"]] = {}
@@ -42,11 +43,6 @@ def register_connector(name: str):
         return connector
 
     return register
-
-
-def grid_side(config: PreTrainedConfig) -> int:
-    """Side of the tower's patch grid."""
-    return config.vision_config.image_size // config.vision_config.patch_size
 
 
 def nearest_counts(counts: Sequence[int], wanted: int) -> str:
@@ -450,67 +446,6 @@ class FusedVLMConnector(nn.Module):
         raise ValueError(f"The {self.name} connector keeps nothing between questions; use get_image_features.")
 
 
-# -- building blocks ---------------------------------------------------------------------------------------------------
-
-
-def split_questions(plan, question_input_ids: torch.Tensor, device) -> list[torch.Tensor]:
-    """Packed question ids, segment by segment. Raises `ValueError` when lengths and ids disagree."""
-    lengths = [segment.num_question_tokens for segment in plan.segments]
-    if sum(lengths) != len(question_input_ids):
-        raise ValueError(
-            f"question_lengths={lengths} adds up to {sum(lengths)}, but question_input_ids has "
-            f"{len(question_input_ids)} tokens."
-        )
-    return list(question_input_ids.to(device, torch.long).split(lengths))
-
-
-@torch.no_grad()
-def last_question_states(questions: list[torch.Tensor], language_model: nn.Module | None, name: str) -> torch.Tensor:
-    """(G, H): the frozen LLM's last-layer state at the last token of each question.
-
-    Questions are padded on the right and masked, so a question's state does not depend on the others.
-
-    Raises:
-        ValueError: when there is no LLM, as in stage 1.
-    """
-    if language_model is None:
-        raise ValueError(f"The {name} connector reads questions with the LLM, which stage 1 does not have.")
-    ids = pad_sequence(questions, batch_first=True)
-    lengths = torch.tensor([len(question) for question in questions], device=ids.device)
-    mask = (torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]).long()
-    states = language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return states[torch.arange(len(ids), device=states.device), lengths.to(states.device) - 1]
-
-
-class FusedVLMConnectorMLP(nn.Module):
-    """Linear layers of width `out_width` with exact GELU between them, LLaVA's `mlp{n}x_gelu`."""
-
-    def __init__(self, width: int, out_width: int, num_layers: int):
-        super().__init__()
-        widths = [width] + [out_width] * (num_layers - 1)
-        self.layers = nn.ModuleList(nn.Linear(in_width, out_width) for in_width in widths)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(..., width) to (..., out_width)."""
-        tokens = self.layers[0](tokens)
-        for layer in self.layers[1:]:
-            tokens = layer(nn.functional.gelu(tokens))
-        return tokens
-
-
 def _set_default(config: PreTrainedConfig, name: str, default: Callable[[PreTrainedConfig], Any]) -> None:
     if getattr(config, name) is None:
         setattr(config, name, default(config))
-
-
-def tokens_to_grid(tokens: torch.Tensor) -> torch.Tensor:
-    """(V, N, F) in raster order to (V, F, side, side). Raises `ValueError` when N is not a square number."""
-    side = round(tokens.shape[1] ** 0.5)
-    if side * side != tokens.shape[1]:
-        raise ValueError(f"{tokens.shape[1]} view tokens are not a square grid.")
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
-
-
-def grid_to_tokens(grid: torch.Tensor) -> torch.Tensor:
-    """(V, F, h, w) to (V, h x w, F) in raster order."""
-    return grid.flatten(2).transpose(1, 2)

@@ -9,8 +9,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-from .modeling_fusedvlm_connector import FusedVLMConnector, grid_side, register_connector, tokens_to_grid
-from .modeling_fusedvlm_connector_attention import FusedVLMConnectorBlock, check_heads, sincos, sincos_grid
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
+from .modeling_fusedvlm_connector_parts import (
+    FusedVLMConnectorBlock,
+    check_heads,
+    grid_side,
+    sincos,
+    sincos_grid,
+    tokens_to_grid,
+)
 from .modeling_fusedvlm_connector_pool import pool_tokens
 
 

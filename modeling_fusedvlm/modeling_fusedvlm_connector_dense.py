@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from .modeling_fusedvlm_connector import FusedVLMConnector, FusedVLMConnectorMLP, grid_side, register_connector
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
+from .modeling_fusedvlm_connector_parts import FusedVLMConnectorMLP, grid_side
 
 
 @register_connector("dense")

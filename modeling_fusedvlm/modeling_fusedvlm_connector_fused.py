@@ -12,7 +12,8 @@ from torch import nn
 from transformers import LlamaModel, PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
-from .modeling_fusedvlm_connector import FusedVLMConnector, grid_side, register_connector, split_questions
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
+from .modeling_fusedvlm_connector_parts import grid_side, split_questions
 from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 

@@ -7,14 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .modeling_fusedvlm_connector import (
-    FusedVLMConnector,
-    FusedVLMConnectorMLP,
-    grid_side,
-    grid_to_tokens,
-    register_connector,
-    tokens_to_grid,
-)
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
+from .modeling_fusedvlm_connector_parts import FusedVLMConnectorMLP, grid_side, grid_to_tokens, tokens_to_grid
 
 PROJECT_FIRST, POOL_FIRST = "project_first", "pool_first"
 

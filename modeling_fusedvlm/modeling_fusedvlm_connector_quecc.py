@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .modeling_fusedvlm_connector import (
-    FusedVLMConnector,
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
+from .modeling_fusedvlm_connector_parts import (
+    FusedVLMConnectorAttention,
     FusedVLMConnectorMLP,
+    check_heads,
     grid_side,
     grid_to_tokens,
     last_question_states,
-    register_connector,
     tokens_to_grid,
 )
-from .modeling_fusedvlm_connector_attention import FusedVLMConnectorAttention, check_heads
 
 
 class FusedVLMQueCCProjection(nn.Module):

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector, tokens_to_grid
-from .modeling_fusedvlm_connector_attention import FusedVLMConnectorAttention, check_heads, sincos_grid
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
+from .modeling_fusedvlm_connector_parts import FusedVLMConnectorAttention, check_heads, sincos_grid, tokens_to_grid
 
 POSITIONS, IMAGE = "positions", "image"
 
