@@ -1,5 +1,6 @@
 """Rows of JSON and JSON Lines files one at a time: a 1 GB array is never in memory whole, and bad rows are named."""
 
+import codecs
 import json
 import lzma
 import zipfile
@@ -8,8 +9,9 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import fsspec
+import ijson
 
-CHUNK = 1 << 20  # characters read at a time
+CHUNK = 1 << 20  # bytes read at a time
 
 
 def read_json_rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -26,17 +28,36 @@ def read_json_rows(path: str) -> Iterator[tuple[int, Any]]:
     """
     address = _zip_member(path) if path.endswith(".zip") else path
     try:
-        with fsspec.open(address, "rt", encoding="utf-8-sig", compression="infer") as file:
-            start = file.read(CHUNK)
-            while start and not start.strip():
-                start = file.read(CHUNK)
-            if not start:
+        with fsspec.open(address, "rb", compression="infer") as raw:
+            file = _Joined(raw)
+            if not file.start:
                 raise ValueError(f"{path}: no rows; the file is empty.")
-            yield from (_array_rows if start.lstrip().startswith("[") else _line_rows)(file, start, path)
+            yield from (_array_rows if file.start.startswith(b"[") else _line_rows)(file, path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}).") from None
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: a damaged archive ({error}); fetch it again.") from None
+
+
+class _Joined:
+    """A binary file from its first byte that is neither a byte order mark nor white space."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.start = self._block().removeprefix(codecs.BOM_UTF8).lstrip()
+        while not self.start and (block := self._block()):
+            self.start = block.lstrip()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at most `size`. Raises `UnicodeDecodeError` for bytes that are not UTF-8."""
+        taken = (self.start if size < 0 else self.start[:size]) or self.file.read(size)
+        self.start = self.start[len(taken) :]
+        self.decoder.decode(taken, final=not taken)
+        return taken
+
+    def _block(self) -> bytes:
+        return self.file.read(CHUNK)
 
 
 def _zip_member(path: str) -> str:
@@ -52,89 +73,63 @@ def _zip_member(path: str) -> str:
     return f"zip://{names[0]}::{path}"
 
 
-def _line_rows(file: IO[str], start: str, path: str) -> Iterator[tuple[int, Any]]:
-    rest = start
-    number = 0
-    while rest:
-        *lines, rest = rest.split("\n")  # not splitlines(), which also breaks at characters JSON strings may hold
-        for line in lines:
-            number += 1
-            if line.strip():
-                yield number, _loads(line, number)
-        chunk = file.read(CHUNK)
-        if not chunk:
-            break
-        rest += chunk
-    if rest.strip():
-        yield number + 1, _loads(rest, number + 1)
+def _line_rows(file: _Joined, path: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            yield number, _read_line(line, number)
 
 
-def _loads(line: str, number: int) -> Any:
+def _lines(file: _Joined) -> Iterator[bytes]:
+    rest = b""
+    while chunk := file.read(CHUNK):
+        *lines, rest = (rest + chunk).split(b"\n")  # not splitlines(): JSON strings may hold other line breaks
+        yield from lines
+    yield rest
+
+
+def _read_line(line: bytes, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         hint = " (one JSON document must be an array of rows; JSON Lines has one row per line)" if number == 1 else ""
         return ValueError(f"not JSON: {error}{hint}.")
+    except ValueError as error:
+        return error
 
 
-class _Window:
-    """The part of a file that is being looked at; grows at the end, shrinks at the start."""
-
-    def __init__(self, file: IO[str], text: str):
-        self.file = file
-        self.text = text
-        self.position = 0
-        self.is_whole = False
-
-    def grow(self) -> None:
-        """Read as much again as there is left, so that a long row is not parsed over and over."""
-        rest = self.text[self.position :]
-        chunk = self.file.read(max(CHUNK, len(rest)))
-        self.text, self.position, self.is_whole = rest + chunk, 0, not chunk
-
-    def peek(self) -> str:
-        """The next character that is not white space, or nothing at the end of the file."""
-        while True:
-            while self.position < len(self.text):
-                if not self.text[self.position].isspace():
-                    return self.text[self.position]
-                self.position += 1
-            if self.is_whole:
-                return ""
-            self.grow()
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = _UniqueKeys()
+    for key, value in pairs:
+        row[key] = value
+    return dict(row)
 
 
-def _array_rows(file: IO[str], start: str, path: str) -> Iterator[tuple[int, Any]]:
-    window = _Window(file, start)
-    window.peek()
-    window.position += 1  # the opening bracket
+class _UniqueKeys(dict):
+    """A mapping that refuses a key stated twice: plain readers keep the last one without a word."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self:
+            raise ValueError(f"{key!r} is stated twice.")
+        super().__setitem__(key, value)
+
+
+def _array_rows(file: _Joined, path: str) -> Iterator[tuple[int, Any]]:
     number = 0
-    while window.peek() != "]":
-        number += 1
-        yield number, _next_value(window, path, number)
-        character = window.peek()
-        if character == ",":
-            window.position += 1
-        elif character != "]":
-            what = f"comes {character!r}, not ',' or ']'" if character else "the file ends"
-            raise ValueError(f"{path}: after row {number} {what}; it is damaged or was not written to its end.")
-    window.position += 1
-    if window.peek():
-        raise ValueError(f"{path}: text after the closing bracket of the array; is it several files in one?")
+    try:
+        for number, row in enumerate(ijson.items(file, "item", use_float=True, map_type=_UniqueKeys), start=1):
+            yield number, row
+    except UnicodeDecodeError:
+        raise
+    except ijson.JSONError as error:
+        what = _first_line(error)
+        place = "text after the closing bracket of the array" if "trailing garbage" in what else f"row {number + 1}"
+        raise ValueError(
+            f"{path}, {place}: not JSON: {what}; it is damaged, was not written to its end, or is several files in one."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}, row {number + 1}: {error}") from None
 
 
-def _next_value(window: _Window, path: str, number: int) -> Any:
-    decoder = json.JSONDecoder()
-    while True:
-        try:
-            value, end = decoder.raw_decode(window.text, window.position)
-        except json.JSONDecodeError as error:
-            # Only what the window cuts off can become right with more text: an open string, or an error at its end.
-            is_cut = error.msg.startswith("Unterminated string") or error.pos >= len(window.text) - 8
-            if window.is_whole or not is_cut:
-                raise ValueError(f"{path}, row {number}: not JSON: {error.msg}; the file is damaged.") from None
-        else:
-            if end < len(window.text) or window.is_whole:  # a number at the very end may go on
-                window.position = end
-                return value
-        window.grow()
+def _first_line(error: ijson.JSONError) -> str:
+    text = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+    return text.strip().splitlines()[0]

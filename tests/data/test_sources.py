@@ -224,9 +224,9 @@ def test_bad_rows_of_tables_are_named(tmp_path):
     [
         ("", "empty"),
         ("   \n ", "empty"),
-        ('[{"a": 1}', "after row 1 the file ends"),
-        ('[{"a": 1} {"b": 2}]', "after row 1 comes"),
-        ('[{"a": 1}] [', "after the closing bracket"),
+        ('[{"a": 1}', "row 2: not JSON: parse error: premature EOF"),
+        ('[{"a": 1} {"b": 2}]', "row 2: not JSON: parse error: after array element"),
+        ('[{"a": 1}] [', "after the closing bracket of the array: not JSON"),
         ('[{"a": "unterm', "row 1: not JSON"),
         ('{"conversations": [}', "row 1: not JSON"),
         ('{"id": 1}\n{"id": nonsense}', "row 2: not JSON"),
