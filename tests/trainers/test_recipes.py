@@ -193,6 +193,22 @@ def test_a_tower_given_as_sizes_replaces_the_one_below_whole(tmp_path):
     assert load_recipe(path).sections["model"]["text"] == {"model_type": "gpt2", "n_embd": 8}
 
 
+def test_a_recipe_reads_the_environment_and_other_fields(tmp_path, monkeypatch):
+    monkeypatch.setenv("WIDTH_OF_M", "4")
+    path = write(
+        tmp_path,
+        "mine.yaml",
+        "base: generation\npreset: cpu_smoke\nnum_visual_tokens: ${oc.env:WIDTH_OF_M}\n"
+        "num_followup_visual_tokens: ${model.num_visual_tokens}\nlearning_rate: 1e-5\n",
+    )
+    plan = plan_run(load_recipe(path))
+    assert (plan.model.num_visual_tokens, plan.model.num_followup_visual_tokens) == (4, 4)
+    assert plan.training.learning_rate == 1e-5
+    monkeypatch.delenv("WIDTH_OF_M")
+    with pytest.raises(ValueError, match="WIDTH_OF_M"):
+        plan_run(load_recipe(path))
+
+
 def test_merging_leaves_its_arguments_alone():
     base, changes = {"a": {"b": 1, "c": [1]}}, {"a": {"c": [2], "d": None}}
     assert merge(base, changes) == {"a": {"b": 1, "c": [2], "d": None}}
@@ -211,8 +227,8 @@ def test_merging_leaves_its_arguments_alone():
         ("base: contrastive\nstage: generation\n", "unknown name 'training.identity_loss_weight'"),
         ("base: generation\nmodel: 3\n", "section 'model' must hold fields, got 3"),
         ("base: generation\nseed: 1\nseed: 2\n", "'seed' is stated twice"),
-        ("- a\n", "must hold a YAML mapping, got list"),
-        ("a: [\n", "is not YAML"),
+        ("- a\n", "must hold keys and values .a YAML mapping., found list"),
+        ("a: [\n", "not YAML"),
         ("base: generation\npreset: big\n", "There is no recipe 'big'"),
     ],
 )  # fmt: skip

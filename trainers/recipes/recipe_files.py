@@ -5,18 +5,23 @@
     preset: single_gpu           a shipped preset, or a path; merged between the base and this file
     model: / data: / run: / variants: / training:    the fields of the argument dataclasses
 
-Mappings merge key by key, everything else replaces; `null` goes back to the default. A field may stand at the top
-level without its section, as in TRL's flat files.
+Mappings merge key by key, everything else replaces; `null` goes back to the default. `${oc.env:NAME}` is the value of
+an environment variable, `${model.num_visual_tokens}` that of another field (OmegaConf's interpolation). A field may
+stand at the top level without its section, as in TRL's flat files.
 """
 
-import copy
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fusedvlm.files import read_yaml
 from fusedvlm.trainers.recipes import FOLDER
 
 STAGES = ("contrastive", "generation", "variants")
@@ -38,21 +43,20 @@ class Recipe:
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     source: str = "recipe"
 
+    def resolved(self) -> "Recipe":
+        """The recipe with its `${...}` filled in.
+
+        Raises:
+            ValueError: for one that names nothing.
+        """
+        with one_line_errors(self.source):
+            sections = OmegaConf.to_container(OmegaConf.create(self.sections), resolve=True)
+        return Recipe(self.stage, sections, self.source)
+
     def to_yaml(self) -> str:
         """YAML that reads back as the same recipe."""
         document = {"stage": self.stage, **{name: values for name, values in self.sections.items() if values}}
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A key stated twice is a mistake; plain YAML would keep the last one without a word."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if twice is not None:
-            raise ValueError(f"{node.start_mark.name}: {twice!r} is stated twice.")
-        return super().construct_mapping(node, deep)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -99,7 +103,7 @@ def apply_preset(recipe: Recipe, preset: str | Path) -> None:
 def preset_settings(preset: str | Path, stage: str) -> dict[str, dict]:
     """What a preset states for a stage."""
     path = _find(preset, FOLDER / "presets")
-    parts = _read(path)
+    parts = read_yaml(path)
     unknown = set(parts) - {"common", *STAGES}
     if unknown:
         raise ValueError(f"{path}: {did_you_mean(sorted(unknown)[0], ['common', *STAGES])}")
@@ -110,15 +114,36 @@ def preset_settings(preset: str | Path, stage: str) -> dict[str, dict]:
     return settings
 
 
-def merge(base: dict, changes: dict) -> dict:
-    """`changes` over `base`: mappings key by key, anything else replaces. Neither argument is modified."""
-    merged = copy.deepcopy(base)
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` over `base`: mappings key by key, anything else replaces. Neither argument is modified.
+
+    Raises:
+        ValueError: for a text with a broken `${...}`.
+    """
+    with one_line_errors("recipe"):
+        kept = OmegaConf.create(base)
+        _drop_replaced_towers(kept, changes)
+        return OmegaConf.to_container(OmegaConf.merge(kept, changes))
+
+
+def _drop_replaced_towers(base: DictConfig, changes: dict[str, Any]) -> None:
+    """A tower is one thing: the sizes of one and the model type of another would be neither."""
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # A tower is one thing: the sizes of one and the model type of another would be neither.
-        replaces = isinstance(value, dict) and "model_type" in value
-        merged[key] = merge(merged[key], value) if both and not replaces else copy.deepcopy(value)
-    return merged
+        if not isinstance(value, dict) or base.get(key) is None:
+            continue
+        if "model_type" in value:
+            base[key] = None
+        elif OmegaConf.is_dict(base[key]):
+            _drop_replaced_towers(base[key], value)
+
+
+@contextmanager
+def one_line_errors(where: str) -> Iterator[None]:
+    """OmegaConf's errors as one line that begins with `where`."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}.") from None
 
 
 def place_sections(document: dict, stage: str, source: str) -> dict[str, dict]:
@@ -178,36 +203,30 @@ def set_field(recipe: Recipe, dotted: str, value: Any) -> None:
     if parts[0] not in SECTIONS or (len(parts) == 1):
         parts.insert(0, section_of(parts[0], known, f"--{dotted}"))
     place_sections({parts[0]: {parts[1]: None}}, recipe.stage, f"--{dotted}")
-    if len(parts) == 2:
-        recipe.sections.setdefault(parts[0], {})[parts[1]] = value
+    with one_line_errors(f"--{dotted}"):
+        config = OmegaConf.create(recipe.sections)
+        for depth in range(2, len(parts)):
+            _check_step(config, parts[:depth], parts[depth], dotted)
+        OmegaConf.update(config, ".".join(parts), value, merge=False)
+        recipe.sections = OmegaConf.to_container(config)
+
+
+def _check_step(config: DictConfig, path: list[str], key: str, dotted: str) -> None:
+    """Refuse a path through a plain value, and a place that a list does not have."""
+    inner = OmegaConf.select(config, ".".join(path))
+    if inner is None:
         return
-    inner = recipe.sections.setdefault(parts[0], {})
-    for depth, part in enumerate(parts[1:-1], start=1):
-        if isinstance(inner, dict) and inner.get(part) is None:
-            inner[part] = {}
-        inner = _child(inner, part, dotted)
-        if not isinstance(inner, dict | list):
-            raise ValueError(f"--{dotted}: {'.'.join(parts[: depth + 1])} is {inner!r}, which has no fields.")
-    if isinstance(inner, list):
-        _child(inner, parts[-1], dotted)
-        inner[int(parts[-1])] = value
-    else:
-        inner[parts[-1]] = value
-
-
-def _child(parent: dict | list, key: str, dotted: str) -> Any:
-    if isinstance(parent, dict):
-        return parent[key]
-    if not key.isdigit() or int(key) >= len(parent):
-        raise ValueError(f"--{dotted}: the list has {len(parent)} entries, so {key!r} must be 0 to {len(parent) - 1}.")
-    return parent[int(key)]
+    if not OmegaConf.is_config(inner):
+        raise ValueError(f"--{dotted}: {'.'.join(path)} is {inner!r}, which has no fields.")
+    if OmegaConf.is_list(inner) and not (key.isdigit() and int(key) < len(inner)):
+        raise ValueError(f"--{dotted}: the list has {len(inner)} entries, so {key!r} must be 0 to {len(inner) - 1}.")
 
 
 def _load_merged(path: Path, above: tuple[Path, ...]) -> dict:
     if path in above:
         circle = " -> ".join(str(step) for step in (*above[above.index(path) :], path))
         raise ValueError(f"Recipes stand on each other in a circle: {circle}.")
-    document = _read(path)
+    document = read_yaml(path)
     merged: dict = {}
     if document.get("base") is not None:
         merged = _load_merged(_find(document["base"], path.parent, FOLDER), (*above, path))
@@ -221,17 +240,6 @@ def _load_merged(path: Path, above: tuple[Path, ...]) -> dict:
     if document.get("stage") is not None:
         own["stage"] = document["stage"]
     return merge(merged, own)
-
-
-def _read(path: Path) -> dict:
-    with open(path, encoding="utf-8") as file:
-        try:
-            document = yaml.load(file, _UniqueKeyLoader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path} must hold a YAML mapping, got {type(document).__name__}.")
-    return document
 
 
 def _find(name: str | Path, *folders: Path) -> Path:

@@ -101,6 +101,7 @@ def plan_run(recipe: Recipe) -> RunPlan:
     Raises:
         ValueError: for a value of the wrong type, or arguments that cannot work together.
     """
+    recipe = recipe.resolved()
     kinds = dataclasses_of(recipe.stage)
     known = kinds["model"], kinds["data"], kinds["run"], kinds["training"]
     sections = {name: dict(recipe.sections.get(name) or {}) for name in kinds}
