@@ -8,17 +8,39 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from detect_secrets.plugins.aws import AWSKeyDetector
+from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
+from detect_secrets.plugins.discord import DiscordBotTokenDetector
+from detect_secrets.plugins.github_token import GitHubTokenDetector
+from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
+from detect_secrets.plugins.jwt import JwtTokenDetector
+from detect_secrets.plugins.mailchimp import MailchimpDetector
+from detect_secrets.plugins.npm import NpmDetector
+from detect_secrets.plugins.openai import OpenAIDetector
+from detect_secrets.plugins.private_key import PrivateKeyDetector
+from detect_secrets.plugins.pypi_token import PypiTokenDetector
+from detect_secrets.plugins.sendgrid import SendGridDetector
+from detect_secrets.plugins.slack import SlackDetector
+from detect_secrets.plugins.square_oauth import SquareOAuthDetector
+from detect_secrets.plugins.stripe import StripeDetector
+from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
+
 PICKLE_SUFFIXES = {
     ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib", ".h5", ".dill", ".msgpack", ".pyc",
 }  # fmt: skip
 LARGEST_TEXT = 50_000_000
+# Secrets that detect-secrets has no detector for.
 SECRETS = {
-    "a Hugging Face token": rb"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{20,}",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "an AWS key": rb"(?<![A-Za-z0-9])AKIA[0-9A-Z]{16}(?![A-Za-z0-9])",
-    "a GitHub token": rb"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{50,})",
-    "an API key": rb"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{32,}",
+    "a Hugging Face token": re.compile(r"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{20,}"),
+    "an API key": re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{32,}"),
 }
+# Its detectors that look for the form of one vendor's secret. Those that go by entropy, keywords or short prefixes would
+# take checksums and vocabulary entries for secrets.
+DETECTORS = (
+    AWSKeyDetector, AzureStorageKeyDetector, DiscordBotTokenDetector, GitHubTokenDetector, GitLabTokenDetector,
+    JwtTokenDetector, MailchimpDetector, NpmDetector, OpenAIDetector, PrivateKeyDetector, PypiTokenDetector,
+    SendGridDetector, SlackDetector, SquareOAuthDetector, StripeDetector, TelegramBotTokenDetector,
+)  # fmt: skip
 # Two parts at least, so that "/" and "</s>" are not paths; a word, ":" or "/" in front makes it part of something else.
 PATH = re.compile(
     r"(?<![\w.:/<~-])(?:/(?:home|root|Users|tmp|mnt|data|var|opt|work|scratch|workspace|srv|media|gpfs|lustre|content|kaggle)"
@@ -67,8 +89,11 @@ def _searchable(path: Path) -> bytes:
 
 def secrets_in(path: Path) -> Iterator[str]:
     """Kinds of secrets in a file, never the secrets themselves."""
-    data = _searchable(path)
-    return (what for what, pattern in SECRETS.items() if re.search(pattern, data))
+    text = _searchable(path).decode("utf-8", errors="replace")
+    yield from (what for what, pattern in SECRETS.items() if pattern.search(text))
+    for detector in DETECTORS:
+        if any(True for _ in detector().analyze_string(text)):
+            yield f"a secret ({detector.secret_type})"
 
 
 def paths_in(path: Path) -> Iterator[str]:
