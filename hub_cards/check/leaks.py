@@ -34,8 +34,8 @@ SECRETS = {
     "a Hugging Face token": re.compile(r"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{20,}"),
     "an API key": re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{32,}"),
 }
-# Its detectors that look for the form of one vendor's secret. Those that go by entropy, keywords or short prefixes would
-# take checksums and vocabulary entries for secrets.
+# Its detectors that look for the form of one vendor's secret. Those that go by entropy, keywords or short prefixes
+# would take checksums and vocabulary entries for secrets.
 DETECTORS = (
     AWSKeyDetector, AzureStorageKeyDetector, DiscordBotTokenDetector, GitHubTokenDetector, GitLabTokenDetector,
     JwtTokenDetector, MailchimpDetector, NpmDetector, OpenAIDetector, PrivateKeyDetector, PypiTokenDetector,

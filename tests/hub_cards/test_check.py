@@ -163,7 +163,7 @@ DAMAGES = {
     "a token in the tokenizer": (
         lambda f: edit_json(f / "tokenizer_config.json", lambda d: d.update(token="hf_" + "a1B2" * 9)), "tokenizer_config.json", "Hugging Face token",
     ),
-    "a private key": (lambda f: (f / "notes.md").write_text("-----BEGIN OPENSSH PRIVATE KEY-----"), "notes.md", "private key"),
+    "a private key": (lambda f: (f / "notes.md").write_text("-----BEGIN OPENSSH PRIVATE KEY-----"), "notes.md", "Private Key"),
     "a folder in a configuration": (
         lambda f: edit_json(f / "processor_config.json", lambda d: d.update(cache="/scratch/me/cache")), "processor_config.json", "/scratch/me/cache",
     ),
