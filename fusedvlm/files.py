@@ -118,7 +118,9 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         loader = _UniqueKeyLoader(text)
         loader.name = where
         return loader.get_single_data()
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        if str(error).startswith(f"{where}: "):
+            raise  # a key that is stated twice
         raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
     finally:
         if loader is not None:

@@ -13,7 +13,9 @@ from fusedvlm.retry import RetryPolicy
 
 from .hub_errors import (
     CALL_ERRORS,
+    ODD_ANSWERS,
     LongWait,
+    OddAnswer,
     PushError,
     explain,
     is_transient,
@@ -74,6 +76,8 @@ class Hub:
                     return call()
             except CALL_ERRORS as error:
                 self.wait_or_raise(error, about, attempt)
+            except ODD_ANSWERS as error:
+                self.wait_or_raise(OddAnswer(error), about, attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def wait_or_raise(self, error: Exception, about: str, attempt: int, transient: bool | None = None) -> None:

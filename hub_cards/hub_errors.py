@@ -21,6 +21,8 @@ http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(
 
 # Everything a call through huggingface_hub is known to raise; ValueError and RuntimeError wrap answers and uploads.
 CALL_ERRORS = (http.HTTPError, OSError, ValueError, RuntimeError)
+# What huggingface_hub raises while it takes an answer apart that is not built as expected.
+ODD_ANSWERS = (LookupError, TypeError, AttributeError)
 TRANSIENT_TRANSPORT = (http.TimeoutException, http.NetworkError, http.RemoteProtocolError, http.ProxyError)
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 AGAIN = "run the same command again, it goes on where it stopped"
@@ -55,6 +57,17 @@ class LongWait(RuntimeError):
         self.seconds = seconds
 
 
+class OddAnswer(RuntimeError):
+    """An answer that huggingface_hub cannot read: valid JSON, but not what the Hub says; a gateway's, for example.
+
+    Args:
+        error: what huggingface_hub stumbled over.
+    """
+
+    def __init__(self, error: Exception):
+        super().__init__(f"{type(error).__name__}: {one_line(error)[:80]}")
+
+
 def unwrap(error: BaseException) -> BaseException:
     """The reason inside what huggingface_hub raises around failed uploads and downloads."""
     while error.__cause__ is not None and (type(error) is RuntimeError or isinstance(error, LocalEntryNotFoundError)):
@@ -73,6 +86,8 @@ def is_transient(error: BaseException) -> bool:
         return error.response.status_code in TRANSIENT_STATUS
     if isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError | LongWait):
         return False
+    if isinstance(error, OddAnswer):
+        return True
     if isinstance(error, (*TRANSIENT_TRANSPORT, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
         return True
     if isinstance(error, json.JSONDecodeError):
@@ -118,6 +133,7 @@ _BY_KIND = (
     (RepositoryNotFoundError, "not found, or private and not visible to this token"),
     (http.TimeoutException, "the Hub does not answer in time; {again}"),
     ((http.TransportError, ConnectionError, TimeoutError), "no connection to the Hub ({error}); {again}"),
+    (OddAnswer, "something between here and the Hub answers in its place ({error}); {again}"),
     (json.JSONDecodeError, "something between here and the Hub answers in its place, not in JSON; {again}"),
 )
 _OTHER = "the Hub answers {status}: {said}"

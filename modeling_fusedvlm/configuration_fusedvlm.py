@@ -4,6 +4,8 @@ Defaults are the paper's size ("Scaling Capability in Token Space", appendix C):
 decoder of width 1024, Llama-2-7B.
 """
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, LlamaConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -59,6 +61,11 @@ def _build_sub_config(value: dict | PreTrainedConfig | None, default: dict) -> P
     if value["model_type"] not in CONFIG_MAPPING:
         raise ValueError(f"model_type={value['model_type']!r} is not a model inside transformers.")
     return CONFIG_MAPPING[value["model_type"]](**value)
+
+
+def _is_count(value: object) -> bool:
+    """A whole number from 1; not True, which Python takes for one."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
 
 
 @strict
@@ -152,6 +159,8 @@ class FusedVLMConfig(PreTrainedConfig):
         if self.vision_config.model_type.startswith("siglip"):
             self.vision_config.vision_use_head = False  # SigLIP's pooling head is never read here
         kind.complete(self)
+        self._check_scales()
+        self._check_grid()
         self._check_token_counts()
         kind.check(self)
         self._check_text_head()
@@ -161,8 +170,11 @@ class FusedVLMConfig(PreTrainedConfig):
         """As the base class, for a file that states every tower.
 
         Raises:
-            ValueError: naming a tower that is missing; a default in its place would be the paper's, with a 7B LLM.
+            ValueError: naming a tower that is missing, for a default in its place would be the paper's, with a 7B LLM;
+                and for whatever transformers cannot build a configuration from, in one line.
         """
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"config.json must hold keys and values, not {type(config_dict).__name__}.")
         has_fuser = connector_class(config_dict.get("connector") or "fused").has_fusion_decoder
         for name in TOWERS if has_fuser else OTHER_TOWERS:
             tower = config_dict.get(name)
@@ -173,7 +185,21 @@ class FusedVLMConfig(PreTrainedConfig):
                     f"config.json has no {name} with a model_type, so the size of that tower is unknown: the file is "
                     "damaged or of another kind of model. Take it from where the variant was saved."
                 )
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except Exception as error:  # transformers raises nearly anything for values that make no sense
+            raise ValueError(f"config.json: {' '.join(str(error).split()) or type(error).__name__}"[:300]) from error
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """As the base class; a file that is JSON, but no configuration, is a `ValueError`."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (TypeError, LookupError, AttributeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)[:120]}: config.json cannot be read ({reason})."
+            ) from error
 
     def to_diff_dict(self) -> dict:
         """What is written to a file: as the base class, but with every tower whole, also where it is the default."""
@@ -208,8 +234,22 @@ class FusedVLMConfig(PreTrainedConfig):
 
     # Checked at construction rather than in `validate_*` methods: those wrap the error in a type of their own, and a
     # wrong count is a plain ValueError everywhere in this package.
+    def _check_scales(self) -> None:
+        for name in ("initializer_range", "projector_initializer_range", "logit_scale_init_value"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or (value < 0 and name != "logit_scale_init_value"):
+                raise ValueError(f"{name}={value} must be a finite number, and a deviation is not negative.")
+
+    def _check_grid(self) -> None:
+        image, patch = (getattr(self.vision_config, name, None) for name in ("image_size", "patch_size"))
+        if not (_is_count(image) and _is_count(patch) and patch <= image):
+            raise ValueError(
+                f"vision_config has image_size={image!r} and patch_size={patch!r}; both must be whole numbers, and a "
+                "patch no larger than the image."
+            )
+
     def _check_token_counts(self) -> None:
-        if not self.trained_num_visual_tokens or min(self.trained_num_visual_tokens) < 1:
+        if not self.trained_num_visual_tokens or not all(map(_is_count, self.trained_num_visual_tokens)):
             raise ValueError(
                 f"trained_num_visual_tokens must be positive counts, got {self.trained_num_visual_tokens}."
             )

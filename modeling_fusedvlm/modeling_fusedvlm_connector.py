@@ -188,7 +188,7 @@ class FusedVLMConnector(nn.Module):
         every, largest = cls.counts(config), config.max_num_visual_tokens
         # A largest m that cannot be given is no limit, it is what is wrong.
         counts = [number for number in every if number <= largest or largest not in every]
-        if count in counts and count <= largest:
+        if not isinstance(count, bool) and count in counts and count <= largest:  # Python takes True for 1
             return
         each = " per view" if cls.per_view else ""
         if counts == list(range(1, counts[-1] + 1)):

@@ -4,10 +4,12 @@ A converter takes one row and gives its samples (`{"id", "images", "messages"}`,
 `ValueError` naming the field and what is wrong with it; the reader adds the file and the row.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from fusedvlm.data.records import ROLES, as_parts
+from fusedvlm.wording import fit, shown
 
 Sample = dict[str, Any]
 Converter = Callable[..., Iterator[Sample]]
@@ -104,7 +106,7 @@ def read_part(part: Any, inline: list[Any], where: str) -> dict[str, str]:
         found = [part[key] for key in ("image", "path", "url", "base64") if part.get(key) is not None]
         inline.extend(plain_image(image) for image in found[:1])
         return {"type": "image"}
-    raise ValueError(f"field '{where}' has a part of type {kind!r}; use text, image or image_url parts.")
+    raise ValueError(f"field '{where}' has a part of type {shown(kind)}; use text, image or image_url parts.")
 
 
 def plain_image(image: Any) -> Any:
@@ -146,8 +148,8 @@ def finish(identifier: Any, images: list[Any], messages: list[dict]) -> Sample:
         raise ValueError("no messages.")
     for number, message in enumerate(dialogue):
         role, expected = message["role"], ("user", "assistant")[number % 2]
-        if role not in ROLES:
-            raise ValueError(f"message {number} has role {role!r}; use one of {', '.join(ROLES)}.")
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"message {number} has role {shown(role)}; use one of {', '.join(ROLES)}.")
         if role != expected:
             raise ValueError(f"message {number} is from the {role}, expected one from the {expected}: turns alternate.")
         if not any(part["type"] == "image" or part["text"].strip() for part in message["content"]):
@@ -156,11 +158,14 @@ def finish(identifier: Any, images: list[Any], messages: list[dict]) -> Sample:
             raise ValueError(f"message {number} ({role}) shows an image; only questions can.")
     if len(dialogue) % 2:
         raise ValueError("the last question has no answer.")
-    shown = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if images and not shown:
+    for image in images:
+        if not isinstance(image, (str, bytes, os.PathLike)) and not hasattr(image, "convert"):
+            raise ValueError(f"an image is {shown(image)}; give a path, URL, bytes or picture.")
+    places = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if images and not places:
         dialogue[0]["content"] = [{"type": "image"}] * len(images) + dialogue[0]["content"]
-    elif shown != len(images):
-        raise ValueError(f"{len(images)} images, but {shown} places for images in the messages.")
+    elif places != len(images):
+        raise ValueError(f"{len(images)} images, but {places} places for images in the messages.")
     return {"id": "" if identifier is None else str(identifier), "images": images, "messages": messages}
 
 
@@ -171,8 +176,8 @@ def speaker(turn: Any, field: str) -> str:
         ValueError: for an unknown speaker.
     """
     name = turn.get(field) if isinstance(turn, dict) else None
-    if name not in SPEAKERS:
-        raise ValueError(f"field '{field}' of a turn is {name!r}; expected one of {', '.join(SPEAKERS)}.")
+    if not isinstance(name, str) or name not in SPEAKERS:
+        raise ValueError(f"field '{field}' of a turn is {shown(name)}; expected one of {', '.join(SPEAKERS)}.")
     return SPEAKERS[name]
 
 
@@ -196,7 +201,7 @@ def list_field(row: Any, field: str) -> list:
     if not isinstance(row, dict):
         raise ValueError(f"must be an object with a field {field!r}, got {type(row).__name__}.")
     if not isinstance(row.get(field), list):
-        known = ", ".join(list(row)[:8])
+        known = fit(", ".join(map(str, list(row)[:8])), 120)
         raise ValueError(f"field {field!r} must be a list, got {type(row.get(field)).__name__}; fields here: {known}.")
     return row[field]
 

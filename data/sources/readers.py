@@ -17,6 +17,7 @@ import datasets
 import fsspec
 
 from fusedvlm.data.boxes import find_boxes
+from fusedvlm.wording import fit
 
 from .converters import CONVERTERS, Sample
 from .json_rows import read_json_rows
@@ -110,7 +111,7 @@ def store_sample(sample: Sample, options: dict[str, Any], where: str) -> dict[st
 
 def problem_row(problem: str) -> dict[str, Any]:
     """Row of `FEATURES` that is no sample."""
-    return {"id": "", "images": [], "messages": [], "problem": problem}
+    return {"id": "", "images": [], "messages": [], "problem": fit(problem)}
 
 
 def texts_of(sample: Sample) -> Iterator[str]:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from fusedvlm.console import say
 from fusedvlm.data.boxes import Placement, boxes_to_tags, square_placement
+from fusedvlm.wording import fit
 
 from .converters import CONVERTERS, Sample
 from .readers import JSON_ENDINGS, convert_row, find_files, open_converted, open_table
@@ -259,7 +260,7 @@ def good_rows(spec: SourceSpec, table) -> tuple[np.ndarray, int]:
         shown = "; ".join(problems[int(row)].as_py().rstrip(".") for row in bad[:SHOWN_PROBLEMS])
         text = f"Source {spec.label}: {len(bad)} of {len(is_good)} rows are no conversations: {shown}"
         if spec.bad_rows == "error":
-            raise ValueError(f"{text}. Correct them, or set bad_rows: drop.")
+            raise ValueError(f"{fit(text, 255)}. Correct them, or set bad_rows: drop.")
         say(f"{text}. Dropped, because bad_rows is 'drop'.")
     return np.flatnonzero(is_good), len(bad)
 

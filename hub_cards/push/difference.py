@@ -1,6 +1,7 @@
 """What a repository on the Hub holds against what it should hold: hashes of both sides, and the difference."""
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from fusedvlm.console import say
 from fusedvlm.files import read_json
 from fusedvlm.hub_cards.hub_client import Hub
-from fusedvlm.hub_cards.hub_errors import Conflict, PushError
+from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, PushError, one_line
 
 MANIFEST = "checksums.json"
 ATTRIBUTES = ".gitattributes"  # the Hub's own
@@ -108,9 +109,30 @@ def look(hub: Hub, repo_id: str, revision: str | None = None) -> State | None:
         if isinstance(error.__cause__, RepositoryNotFoundError) and not isinstance(error.__cause__, GatedRepoError):
             return None
         raise
+    expect(isinstance(info.id, str), repo_id, "its name", info.id)
     if info.id.lower() != repo_id.lower():
         raise Conflict(f"{repo_id}: was renamed to {info.id}; push there, or choose another name.")
-    return State(info.sha, bool(info.private), list_files(hub, repo_id, info.sha), list_tags(hub, repo_id))
+    expect(is_hash(info.sha, 40), repo_id, "its commit", info.sha)
+    expect(isinstance(info.private, bool), repo_id, "whether it is private", info.private)
+    return State(info.sha, info.private, list_files(hub, repo_id, info.sha), list_tags(hub, repo_id))
+
+
+def expect(is_right: bool, repo_id: str, what: str, said: object) -> None:
+    """Refuse an answer whose parts are not of the kind the Hub gives: no comparison with it would mean anything.
+
+    Raises:
+        PushError: naming the repository and what the answer says.
+    """
+    if not is_right:
+        raise PushError(
+            f"{repo_id}: {what} is {one_line(repr(said))[:60]} by the answer; something between here and the "
+            f"Hub answers in its place; {AGAIN}"
+        )
+
+
+def is_hash(value: object, length: int) -> bool:
+    """Whether a value is a hash in hex of that many characters."""
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 
 
 def repo_info(hub: Hub, repo_id: str, revision: str | None = None):
@@ -121,17 +143,26 @@ def repo_info(hub: Hub, repo_id: str, revision: str | None = None):
 
 def list_tags(hub: Hub, repo_id: str) -> dict[str, str]:
     """{tag: commit}."""
-    return {tag.name: tag.target_commit for tag in hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id)).tags}
+    tags = {tag.name: tag.target_commit for tag in hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id)).tags}
+    for name, commit in tags.items():
+        expect(isinstance(name, str) and is_hash(commit, 40), repo_id, f"tag {one_line(repr(name))[:60]}", commit)
+    return tags
 
 
 def list_files(hub: Hub, repo_id: str, revision: str) -> dict[str, RemoteFile]:
     """All files of a commit."""
     rows = hub.ask(repo_id, lambda: list(hub.api.list_repo_tree(repo_id, recursive=True, revision=revision)))
-    return {
-        row.path: RemoteFile(row.size, row.blob_id, row.lfs.sha256 if row.lfs else None)
-        for row in rows
-        if hasattr(row, "blob_id")
-    }
+    files: dict[str, RemoteFile] = {}
+    for row in rows:
+        if not hasattr(row, "blob_id"):
+            continue
+        expect(isinstance(row.path, str) and row.path != "", repo_id, "the path of a file", row.path)
+        file = RemoteFile(row.size, row.blob_id, row.lfs.sha256 if row.lfs else None)
+        is_size = isinstance(file.size, int) and not isinstance(file.size, bool) and file.size >= 0
+        is_known = is_hash(file.sha1, 40) and (file.sha256 is None or is_hash(file.sha256, 64))
+        expect(is_size and is_known, repo_id, f"file {one_line(repr(row.path))[:60]}", (file.size, file.identity))
+        files[row.path] = file
+    return files
 
 
 def difference(hub: Hub, repo_id: str, files: Mapping[str, LocalFile], state: State | None) -> Difference:

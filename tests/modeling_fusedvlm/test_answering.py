@@ -179,3 +179,14 @@ def test_labelled_states_are_the_ones_in_front_of_their_label():
     kept, following = labelled_states(states, labels)
     assert kept.squeeze(-1).tolist() == [0, 2, 3, 8]
     assert following.tolist() == [7, 8, 9, 5]  # the 6 in the first place has nothing in front of it
+
+
+# -- the frozen LLM ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_llm_is_frozen(variant):
+    """A variant refers to its LLM: gradients that reached it would train something that is not saved."""
+    loaded = AutoModelForImageTextToText.from_pretrained(variant)
+    for name, parameter in loaded.named_parameters():
+        is_llm = name.startswith(("model.language_model.", "lm_head."))
+        assert parameter.requires_grad is not is_llm, name

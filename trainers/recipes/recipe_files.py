@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fusedvlm.files import read_yaml
 from fusedvlm.trainers.recipes import FOLDER
+from fusedvlm.wording import fit, shown
 
 STAGES = ("contrastive", "generation", "variants")
 SECTIONS = ("model", "data", "run", "variants", "training")
@@ -229,17 +230,29 @@ def _load_merged(path: Path, above: tuple[Path, ...]) -> dict:
     document = read_yaml(path)
     merged: dict = {}
     if document.get("base") is not None:
-        merged = _load_merged(_find(document["base"], path.parent, FOLDER), (*above, path))
+        merged = _load_merged(_find_named(document, "base", path, path.parent, FOLDER), (*above, path))
     # A base without a stage of its own may be shared by all; its names are checked against the widest stage.
     stage = document.get("stage") or merged.get("stage") or "variants"
     if stage not in STAGES:
         raise ValueError(f"{path}: {did_you_mean(str(stage), STAGES)}")
     if document.get("preset") is not None:
-        merged = merge(merged, preset_settings(document["preset"], stage))
+        preset = _find_named(document, "preset", path, FOLDER / "presets")
+        merged = merge(merged, preset_settings(preset, stage))
     own = place_sections(document, stage, str(path))
     if document.get("stage") is not None:
         own["stage"] = document["stage"]
     return merge(merged, own)
+
+
+def _find_named(document: dict, key: str, path: Path, *folders: Path) -> Path:
+    """The file that a recipe names as its base or preset."""
+    name = document[key]
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{path}: {key} must be the name or path of one, got {shown(name)}.")
+    try:
+        return _find(name, *folders)
+    except (ValueError, OSError) as error:  # names that no file can have, too
+        raise ValueError(fit(f"{path}: {key}: {error}")) from None
 
 
 def _find(name: str | Path, *folders: Path) -> Path:
@@ -252,12 +265,12 @@ def _find(name: str | Path, *folders: Path) -> Path:
         if candidate.is_file():
             return candidate.resolve()
     shipped = sorted(path.stem for folder in folders for path in folder.glob("*.yaml") if path.stem != "base")
-    raise ValueError(f"There is no recipe {str(name)!r}: {did_you_mean(name.stem, shipped)} A path works too.")
+    raise ValueError(f"There is no recipe {shown(str(name), 80)}: {did_you_mean(name.stem, shipped)} A path works too.")
 
 
 def did_you_mean(name: str, choices) -> str:
     """A wrong name and the closest right one, or the first right ones."""
     choices = list(choices)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(choices[:12])}."
-    return f"unknown name {name!r}; {hint}"
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {fit(', '.join(choices[:12]), 120)}."
+    return f"unknown name {shown(name)}; {hint}"

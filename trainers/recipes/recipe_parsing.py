@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
+from fusedvlm.wording import fit
+
 from .recipe_files import Recipe, load_recipe, set_field
 from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments, dataclasses_of
 
@@ -122,6 +124,9 @@ def gradient_accumulation(global_batch_size: int, per_device: int, processes: in
     Raises:
         ValueError: when the global batch is not a whole number of micro-batches, with the nearest that are.
     """
+    for name, value in (("global_batch_size", global_batch_size), ("per_device_train_batch_size", per_device)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
     at_once = per_device * processes
     steps, rest = divmod(global_batch_size, at_once)
     if rest or steps == 0:
@@ -179,7 +184,7 @@ def _parse(kind: type, values: dict[str, Any], section: str) -> Any:
             warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
             return parser.parse_args_into_dataclasses(words, look_for_args_file=False)[0]
     except ValueError as error:
-        raise ValueError(f"{section}: {error}") from error
+        raise ValueError(fit(f"{section}: {error}", 240)) from error
 
 
 def _is_plain_list(kind: type, name: str) -> bool:

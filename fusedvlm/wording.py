@@ -1,0 +1,22 @@
+"""Strangers' values in messages: one line, never long."""
+
+from typing import Any
+
+LONGEST_MESSAGE = 300  # characters
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value as a message shows it: its type where it is long or no plain value."""
+    is_plain = isinstance(value, (str, int, float, bool, type(None), list, dict))
+    text = repr(value) if is_plain else type(value).__name__
+    return text if len(text) <= limit else f"{text[:limit]}... ({type(value).__name__})"
+
+
+def fit(message: object, limit: int = LONGEST_MESSAGE) -> str:
+    """A message on one line of at most so many characters; what is cut off is at its end.
+
+    >>> fit("no such\\n file", 12), fit("abcdefgh", 6)
+    ('no such file', 'abc...')
+    """
+    text = " ".join(str(message).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
