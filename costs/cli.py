@@ -72,8 +72,7 @@ def profile(
 
     from .counts import read_shapes
     from .environment import describe_environment
-    from .profile import Workload, profile_table
-    from .profile import profile as measure
+    from .profile import Workload, profile as measure, profile_table
 
     if (model is None) == (shapes is None):
         raise ValueError("Give exactly one of --model DIR and --shapes paper.")

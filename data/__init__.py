@@ -1,5 +1,7 @@
 """From public datasets to one checked, mixed training set: one conversation format, readers, mixtures, filters."""
 
+from typing import TYPE_CHECKING
+
 from fusedvlm.lazy import lazy_names
 
 # Public name -> module that defines it. Loaded on first use: the collators need the records only.
@@ -16,4 +18,22 @@ _PUBLIC = {
 }
 
 __all__ = sorted(_PUBLIC)
-__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from .mixing.mixture import Mixture as Mixture
+    from .mixing.streaming import StreamingMixture as StreamingMixture
+    from .records import (
+        answers_per_segment as answers_per_segment,
+        normalise_sample as normalise_sample,
+        text_of as text_of,
+    )
+    from .sources.build_dataset import (
+        build_dataset as build_dataset,
+        read_spec as read_spec,
+    )
+    from .sources.source_spec import (
+        SourceSpec as SourceSpec,
+        load_source as load_source,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -1,5 +1,7 @@
 """FusedVLM: vision-language models whose number of visual tokens is a dial."""
 
+from typing import TYPE_CHECKING
+
 from fusedvlm.lazy import lazy_names
 
 __version__ = "0.1.0"
@@ -23,4 +25,27 @@ _PUBLIC = {
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
-__getattr__, __dir__ = lazy_names(__name__, _PUBLIC, also=["__version__"])
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from .modeling_fusedvlm import (
+        FusedVLMConfig as FusedVLMConfig,
+        FusedVLMForConditionalGeneration as FusedVLMForConditionalGeneration,
+        FusedVLMForContrastiveLearning as FusedVLMForContrastiveLearning,
+        FusedVLMFuserConfig as FusedVLMFuserConfig,
+        FusedVLMModel as FusedVLMModel,
+    )
+    from .processing import (
+        FusedVLMImageProcessor as FusedVLMImageProcessor,
+        FusedVLMImageProcessorPil as FusedVLMImageProcessorPil,
+        FusedVLMProcessor as FusedVLMProcessor,
+    )
+    from .serving import VisualChat as VisualChat
+    from .trainers import (
+        ContrastiveArguments as ContrastiveArguments,
+        ContrastiveTrainer as ContrastiveTrainer,
+        ConversationCollator as ConversationCollator,
+        GenerationArguments as GenerationArguments,
+        GenerationTrainer as GenerationTrainer,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC, also=["__version__"])

@@ -12,8 +12,7 @@ from fusedvlm.data.cli import app as data
 from fusedvlm.hub_cards.cli import card, check, space
 from fusedvlm.hub_cards.push.push_options import push
 from fusedvlm.quickstart.cli import quickstart
-from fusedvlm.scaling.cli import app as scaling
-from fusedvlm.scaling.cli import plan
+from fusedvlm.scaling.cli import app as scaling, plan
 from fusedvlm.serving.cli import describe
 from fusedvlm.trainers.cli import train
 

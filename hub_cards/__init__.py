@@ -1,5 +1,7 @@
 """Repositories on the Hub: cards from facts, whole contents, checks, pushes, a Space."""
 
+from typing import TYPE_CHECKING
+
 from fusedvlm.lazy import lazy_names
 
 # Public name -> module that defines it. Loaded on first use.
@@ -21,4 +23,29 @@ _PUBLIC = {
 }
 
 __all__ = sorted(_PUBLIC)
-__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from .card.render_card import render_card as render_card
+    from .check.repository_check import (
+        Problem as Problem,
+        check_files as check_files,
+        check_folder as check_folder,
+    )
+    from .facts import (
+        CardFacts as CardFacts,
+        StatedFacts as StatedFacts,
+    )
+    from .hub_client import (
+        Hub as Hub,
+        Patience as Patience,
+    )
+    from .hub_errors import PushError as PushError
+    from .release.space import space_files as space_files
+    from .release.variant_release import (
+        Release as Release,
+        build_family as build_family,
+        build_release as build_release,
+        find_variants as find_variants,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

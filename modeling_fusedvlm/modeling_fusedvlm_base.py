@@ -2,8 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoConfig, PreTrainedModel, initialization as init
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_connector_fused import FusedVLMProjector

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel
-from transformers import initialization as init
+from transformers import CLIPTextModel, initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple

@@ -32,8 +32,7 @@ def write_report(families: list, folder: Path) -> Path:
 
 def write_scaling_pages(families: list) -> list[Path]:
     """The scaling lab's page of each family, beside its results: rival laws, held-out errors, latency."""
-    from fusedvlm.scaling.report.scaling_report import collect
-    from fusedvlm.scaling.report.scaling_report import write_report as write_scaling_report
+    from fusedvlm.scaling.report.scaling_report import collect, write_report as write_scaling_report
 
     pages = []
     for family in families:

@@ -1,5 +1,7 @@
 """Training-free reducers: keep some of a vision tower's tokens, without training anything."""
 
+from typing import TYPE_CHECKING
+
 from fusedvlm.lazy import lazy_names
 
 # Public name -> module that defines it. Loaded on first use.
@@ -20,4 +22,24 @@ _PUBLIC = {
 }
 
 __all__ = sorted(_PUBLIC)
-__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from .clip_questions import ClipQuestions as ClipQuestions
+    from .reduced_llava import ReducedLlava as ReducedLlava
+    from .token_reducers import (
+        REDUCERS as REDUCERS,
+        AverageTokens as AverageTokens,
+        CDPruner as CDPruner,
+        RandomTokens as RandomTokens,
+        TokenBudget as TokenBudget,
+        TokenReducer as TokenReducer,
+        VisionZip as VisionZip,
+        VisPruner as VisPruner,
+        build_reducer as build_reducer,
+    )
+    from .tower_features import (
+        TowerFeatures as TowerFeatures,
+        read_tower as read_tower,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

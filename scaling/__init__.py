@@ -1,5 +1,7 @@
 """How much a visual token buys: fits of score against m, the theory of divergence, trade-offs and a planner."""
 
+from typing import TYPE_CHECKING
+
 from fusedvlm.lazy import lazy_names
 
 # Public name -> module that defines it. Loaded on first use, so that command-line help stays instant.
@@ -55,4 +57,78 @@ _PUBLIC = {
 }
 
 __all__ = sorted(_PUBLIC)
-__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from fusedvlm.costs.counts import (
+        Flops as Flops,
+        Shapes as Shapes,
+        count_flops as count_flops,
+        kv_cache_bytes as kv_cache_bytes,
+        read_shapes as read_shapes,
+    )
+
+    from .divergence.branches import (
+        ImageBranches as ImageBranches,
+        TextBranches as TextBranches,
+    )
+    from .divergence.estimators import (
+        DivergenceResult as DivergenceResult,
+        DivergenceStatistics as DivergenceStatistics,
+        pair_curves as pair_curves,
+        summarise as summarise,
+    )
+    from .divergence.theory import (
+        Dependency as Dependency,
+        alpha_from_upsilon as alpha_from_upsilon,
+        fit_lambda as fit_lambda,
+        upsilon as upsilon,
+    )
+    from .laws.compare_curves import (
+        cluster_curves as cluster_curves,
+        input_effects as input_effects,
+    )
+    from .laws.fit import (
+        CurveFit as CurveFit,
+        HeldOutError as HeldOutError,
+        PowerLawFit as PowerLawFit,
+        bootstrap_power_law as bootstrap_power_law,
+        fit_curve as fit_curve,
+        fit_power_law as fit_power_law,
+        held_out_error as held_out_error,
+        predict_interval as predict_interval,
+    )
+    from .laws.law_forms import (
+        FittedLaw as FittedLaw,
+        fit_law as fit_law,
+        rank_laws as rank_laws,
+    )
+    from .report.figures import (
+        latency_against_m as latency_against_m,
+        save_figure as save_figure,
+        score_against_m as score_against_m,
+    )
+    from .score_records import (
+        Curve as Curve,
+        ScoreRecord as ScoreRecord,
+        group_curves as group_curves,
+        read_scores as read_scores,
+    )
+    from .tradeoff.fit_tradeoff import (
+        GridCell as GridCell,
+        TradeoffFit as TradeoffFit,
+        choices_for_budget as choices_for_budget,
+        fit_tradeoff as fit_tradeoff,
+        optimal_visual_tokens as optimal_visual_tokens,
+        read_grid as read_grid,
+    )
+    from .tradeoff.planner import (
+        Budget as Budget,
+        Cost as Cost,
+        Plan as Plan,
+        make_plan as make_plan,
+        parse_budget as parse_budget,
+        read_costs as read_costs,
+        read_curves as read_curves,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

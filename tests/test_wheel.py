@@ -53,20 +53,70 @@ def test_the_wheel_holds_the_library_and_nothing_else(built):
     assert inside == expected
 
 
-@pytest.mark.xdist_group("wheel")
-def test_an_installed_wheel_works_without_the_checkout(built, tmp_path):
-    # The dependencies come from the running environment through a path file; only fusedvlm itself is new.
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
-    # Path files inside these folders are not followed, so the editable install of this checkout stays out.
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory):
+    """The Python of an environment into which the wheel was installed."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    # The dependencies come from the running environment through a path file; only fusedvlm itself is new. Path files
+    # inside those folders are not followed, so the editable install of this checkout stays out.
     theirs = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site / "dependencies.pth").write_text("\n".join(dict.fromkeys([*theirs, sysconfig.get_path("purelib")])))
+    python = folder / "bin" / "python"
     install = ["pip", "--python", str(python), "install", "--quiet", "--no-deps", "--ignore-installed", "--no-index"]
     subprocess.run([sys.executable, "-m", *install, str(built[0])], check=True)
+    return python
+
+
+@pytest.mark.xdist_group("wheel")
+def test_an_installed_wheel_works_without_the_checkout(python, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, "-I", ROOT / "tests" / "wheel_smoke.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert str(tmp_path) in done.stdout  # and not the checkout
+    assert str(python.parents[1]) in done.stdout  # and not the checkout
+
+
+USER = """
+import fusedvlm
+from fusedvlm import FusedVLMConfig, GenerationTrainer
+from fusedvlm.scaling import fit_power_law
+from fusedvlm.trainers import GenerationTrainr
+
+reveal_type(GenerationTrainer)
+reveal_type(FusedVLMConfig())
+reveal_type(fit_power_law([1, 2, 3], [1.0, 2.0, 3.0]))
+fusedvlm.Nonsense
+"""
+# What torch and transformers say of themselves is not the question here, and reading them takes most of a minute.
+MYPY = """[mypy]
+[mypy-torch.*,torchvision.*,transformers.*,numpy.*,scipy.*,matplotlib.*,PIL.*,peft.*,trl.*,datasets.*,accelerate.*]
+follow_imports = skip
+[mypy-huggingface_hub.*,open_clip.*,safetensors.*,jinja2.*,typer.*,yaml.*,tqdm.*,pydantic.*]
+follow_imports = skip
+"""
+
+
+@pytest.mark.xdist_group("wheel")
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_type_checkers_know_the_public_names_of_an_installed_wheel(checker, python, tmp_path):
+    (tmp_path / "user.py").write_text(USER.lstrip())
+    (tmp_path / "mypy.ini").write_text(MYPY)
+    options = {
+        "mypy": ["--python-executable", str(python), "--config-file", "mypy.ini", "--no-error-summary"],
+        "basedpyright": ["--pythonpath", str(python), "--level", "error"],
+    }
+    command = [sys.executable, "-m", checker, *options[checker], "user.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    errors = [line for line in lines if "error:" in line]
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(errors) == 2, done.stdout
+    assert [line for line in errors if ":4:" in line and "GenerationTrainr" in line]
+    assert [line for line in errors if ":9:" in line and "Nonsense" in line]
+    revealed = {line.partition(":")[2].split(":")[0]: line for line in lines if "eveal" in line or "Type of" in line}
+    assert "GenerationTrainer" in revealed["6"].split("is ")[-1]
+    assert "FusedVLMConfig" in revealed["7"].split("is ")[-1]
+    assert "PowerLawFit" in revealed["8"].split("is ")[-1]

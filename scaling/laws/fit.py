@@ -12,8 +12,7 @@ import numpy as np
 
 from fusedvlm.scaling.score_records import Curve
 
-from .law_forms import LAWS, FittedLaw, fit_law, rank_laws
-from .law_forms import solve_power as solve
+from .law_forms import LAWS, FittedLaw, fit_law, rank_laws, solve_power as solve
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ import socket
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from fusedvlm.evaluation import EvaluationResults, TaskScore
 from fusedvlm.hub_cards.card.card_plots import latency_plot, score_plot

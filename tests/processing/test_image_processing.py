@@ -10,8 +10,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from transformers.image_utils import PILImageResampling
 

@@ -3,8 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from fusedvlm.processing.image_processing_fusedvlm_views import count_views, plan_canvas, plan_global_square
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from fusedvlm.scaling.divergence.theory import Dependency, alpha_from_upsilon, first_without_bound, fit_lambda, upsilon
 

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from fusedvlm.tests.trainers import smoke
-from fusedvlm.trainers.recipes import FOLDER
-from fusedvlm.trainers.recipes import recipe_parsing as parsing
+from fusedvlm.trainers.recipes import FOLDER, recipe_parsing as parsing
 from fusedvlm.trainers.recipes.recipe_files import (
     Recipe,
     load_recipe,
