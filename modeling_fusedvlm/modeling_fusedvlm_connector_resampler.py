@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
-from transformers import initialization as init
+from transformers import PreTrainedConfig, initialization as init
 
 from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
 from .modeling_fusedvlm_connector_parts import FusedVLMConnectorAttention, check_heads, sincos_grid, tokens_to_grid
