@@ -25,6 +25,8 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
+    from fusedvlm.retry import RetryPolicy as RetryPolicy
+
     from .card.render_card import render_card as render_card
     from .check.repository_check import (
         Problem as Problem,
@@ -37,7 +39,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     )
     from .hub_client import (
         Hub as Hub,
-        Patience as Patience,
     )
     from .hub_errors import PushError as PushError
     from .release.space import space_files as space_files
