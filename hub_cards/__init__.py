@@ -37,9 +37,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         CardFacts as CardFacts,
         StatedFacts as StatedFacts,
     )
-    from .hub_client import (
-        Hub as Hub,
-    )
+    from .hub_client import Hub as Hub
     from .hub_errors import PushError as PushError
     from .release.space import space_files as space_files
     from .release.variant_release import (

@@ -59,6 +59,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
+    from fusedvlm.charts import save_figure as save_figure
     from fusedvlm.costs.counts import (
         Flops as Flops,
         Shapes as Shapes,
@@ -104,7 +105,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     )
     from .report.figures import (
         latency_against_m as latency_against_m,
-        save_figure as save_figure,
         score_against_m as score_against_m,
     )
     from .score_records import (
