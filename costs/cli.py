@@ -39,7 +39,9 @@ def profile(
     ] = None,
     counts: Annotated[
         str | None,
-        typer.Option("-m", "--counts", help=f"Numbers of visual tokens; {PAPER_COUNTS} for the paper's size."),
+        typer.Option(
+            "--num-visual-tokens", "-m", help=f"m, one or several with commas; {PAPER_COUNTS} for the paper's size."
+        ),
     ] = None,
     image_size: Annotated[
         str, typer.Option(help="WIDTHxHEIGHT of the image; decides the number of views.")
@@ -118,7 +120,9 @@ def parse_counts(counts: str | None, config) -> list[int]:
     try:
         return [int(part) for part in counts.split(",")]
     except ValueError:
-        raise ValueError(f"--counts {counts!r} must be numbers with commas between them, e.g. 1,8,64.") from None
+        raise ValueError(
+            f"--num-visual-tokens {counts!r} must be numbers with commas between them, e.g. 1,8,64."
+        ) from None
 
 
 def count_image_views(image_size: str, config) -> int:

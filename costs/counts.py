@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-STRUCTURES = ("vision", "fusion", "projection", "llm")
-
 
 @dataclass(frozen=True)
 class Shapes:

@@ -13,6 +13,8 @@ _PUBLIC = {
     "build_dataset": ".sources.build_dataset",
     "load_source": ".sources.source_spec",
     "read_spec": ".sources.build_dataset",
+    "remap_boxes": ".boxes",
+    "square_placement": ".boxes",
     "normalise_sample": ".records",
     "text_of": ".records",
 }

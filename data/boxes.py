@@ -1,4 +1,4 @@
-"""Bounding boxes in text, and what becomes of them when the image is padded to a square or laid on a canvas.
+"""Bounding boxes in text, and what becomes of them when the image is padded to a square.
 
 Two ways to write a box, corners from the top left, relative to the image's width and height:
 
@@ -87,26 +87,7 @@ def square_placement(width: int, height: int, tile_size: int = 336) -> Placement
     from fusedvlm.processing.image_processing_fusedvlm_views import plan_global_square
 
     plan = plan_global_square(height, width, tile_size)
-    return _placement(plan.left, plan.top, plan.width, plan.height, plan.side, plan.side)
-
-
-def canvas_placement(width: int, height: int, tile_size: int = 336, max_local_views: int = 9) -> Placement:
-    """An image on the canvas that is cut into local views (docs/reference.md, "The canvas").
-
-    Raises:
-        ValueError: for an image without pixels, or when there are no local views.
-    """
-    from fusedvlm.processing.image_processing_fusedvlm_views import plan_canvas
-
-    plan = plan_canvas(height, width, tile_size, max_local_views)
-    if plan is None:
-        raise ValueError("max_local_views=0 makes no canvas to place boxes on.")
-    across, down = plan.columns * tile_size, plan.rows * tile_size
-    return _placement(plan.pad_left, plan.pad_top, plan.resized_width, plan.resized_height, across, down)
-
-
-def _placement(left: int, top: int, width: int, height: int, across: int, down: int) -> Placement:
-    return Placement(Fraction(left, across), Fraction(top, down), Fraction(width, across), Fraction(height, down))
+    return Placement(*(Fraction(value, plan.side) for value in (plan.left, plan.top, plan.width, plan.height)))
 
 
 def remap_boxes(text: str, placement: Placement, inverse: bool = False) -> str:
@@ -134,15 +115,6 @@ def boxes_to_tags(text: str, placement: Placement | None = None) -> str:
         return write_tag(box if placement is None else placement.place(box))
 
     return BRACKET.sub(lambda match: _rewrite(match, write), _replace_tags(text, write))
-
-
-def boxes_to_brackets(text: str, digits: int = 3) -> str:
-    """Write `<bbox>137,...</bbox>` as `[0.137, ...]`; three digits keep all of it.
-
-    Raises:
-        ValueError: for boxes that are malformed or out of range.
-    """
-    return _replace_tags(text, lambda box: write_bracket(box, digits))
 
 
 def find_boxes(text: str) -> list[Box]:

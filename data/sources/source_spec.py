@@ -53,7 +53,7 @@ class SourceSpec:
     )
     turns_per_sample: int | None = field(default=None, metadata={"help": "svit: join and cut conversations"})
     bad_rows: Literal["error", "drop"] = field(default="error", metadata={"help": "what to do with malformed rows"})
-    licence: str | None = field(default=None, metadata={"help": "for the manifest; your reading of the licence"})
+    license: str | None = field(default=None, metadata={"help": "for the manifest; your reading of the license"})
 
     def __post_init__(self):
         self._check_types()
@@ -120,6 +120,8 @@ class SourceSpec:
             return spec
         if not isinstance(spec, dict):
             raise ValueError(f"A source is a mapping with type and path, got {type(spec).__name__} {spec!r}.")
+        if "licence" in spec and "license" not in spec:  # how it was spelled before 0.2
+            spec = {"license" if name == "licence" else name: value for name, value in spec.items()}
         known = [entry.name for entry in fields(cls)]
         unknown = sorted(set(spec) - set(known))
         missing = [name for name in ("type", "path") if not spec.get(name)]

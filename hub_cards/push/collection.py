@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import AGAIN, PushError
 
-LONGEST_TITLE, LONGEST_DESCRIPTION, LONGEST_NOTE = 60, 150, 500
+LONGEST_TITLE, LONGEST_NOTE = 60, 500
 DESCRIPTION = "One model with a dial: each repository answers with its own number m of visual tokens per image."
 
 
