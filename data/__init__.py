@@ -22,6 +22,10 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
+    from .boxes import (
+        remap_boxes as remap_boxes,
+        square_placement as square_placement,
+    )
     from .mixing.mixture import Mixture as Mixture
     from .mixing.streaming import StreamingMixture as StreamingMixture
     from .records import (
