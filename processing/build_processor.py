@@ -88,12 +88,16 @@ def default_image_processor(config) -> FusedVLMImageProcessor:
 
 
 def default_chat_template(llm_template: str | dict | None) -> str:
-    """The LLM's own chat template behind the marker prelude, or the Llama-2 layout when it has none."""
+    """The LLM's own chat template between what puts our markers around its messages; the Llama-2 layout without one."""
     if llm_template is None:
         return (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
     if isinstance(llm_template, dict):
         llm_template = llm_template["default"]
-    return (FOLDER / "chat_prelude.jinja").read_text(encoding="utf-8") + llm_template
+    prelude, postlude = (
+        (FOLDER / f"chat_{part}.jinja").read_text(encoding="utf-8") for part in ("prelude", "postlude")
+    )
+    # Jinja itself takes one newline off the end of a template, but not off the end of a part of it.
+    return prelude.removesuffix("\n") + llm_template.removesuffix("\n") + postlude
 
 
 def clip_query_tokenizer() -> CLIPTokenizer:

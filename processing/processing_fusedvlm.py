@@ -19,12 +19,13 @@ from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
 
-from .processing_fusedvlm_counts import VisualTokenCounts
+from .processing_fusedvlm_counts import VisualTokenCounts, whole_number
 from .processing_fusedvlm_messages import check_conversations, check_text
 from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, replacement_offsets
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
 
 QUERY_TOKENIZER_FOLDER = "query_tokenizer"
+RENDERED = "rendered_by_fusedvlm"  # our templates refuse to be rendered by anybody else, who would tokenise the markers
 PACKED_NAMES = [
     "image_num_views",
     "question_input_ids",
@@ -254,7 +255,7 @@ class FusedVLMProcessor(ProcessorMixin):
             if len(value) != batch_size:
                 raise ValueError(f"{name} has {len(value)} entries for {batch_size} prompts.")
             value = value[sample]
-        return int(value)
+        return whole_number(value, name)
 
     def _set_questions(self, prompts: list[Prompt], questions) -> None:
         """Replace the questions found in the text by explicit ones, and refuse empty questions about an image."""
@@ -407,6 +408,8 @@ class FusedVLMProcessor(ProcessorMixin):
         """
         template = str(kwargs.get("chat_template") or self.chat_template)
         check_conversations(conversation, template)
+        if RENDERED in template:
+            kwargs[RENDERED] = True
         if return_assistant_tokens_mask and "<|answer|>" not in template:
             # CODEPATH: a template of the caller's without markers, whose answers only {% generation %} shows.
             kwargs["return_assistant_tokens_mask"] = True

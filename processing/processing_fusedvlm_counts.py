@@ -16,6 +16,14 @@ FUSED = {
 }
 
 
+def whole_number(value: Any, name: str) -> int:
+    """A count as an int, also from numpy and from tensors of one number. Raises `ValueError` for 2.5, True and text."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"{name}={str(value)[:60]!r} is not a whole number of visual tokens.")
+    return number
+
+
 class VisualTokenCounts:
     """The model's own checks of m and m', made before anything is encoded.
 
@@ -33,9 +41,10 @@ class VisualTokenCounts:
 
     def check(self, value: int, name: str) -> None:
         """Raise `ValueError`, with the counts there are, when the model cannot give this number."""
+        whole_number(value, name)
         counts, smallest = self.connector["counts"], self.connector["smallest"]
         each = " per view" if self.per_view else ""
-        if not isinstance(value, int) or not smallest <= value <= self.largest:
+        if not smallest <= value <= self.largest:
             raise ValueError(
                 f"{name}={value} is out of range: this model takes {smallest} to {self.largest} visual tokens{each}."
             )

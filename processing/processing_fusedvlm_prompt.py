@@ -10,6 +10,7 @@ Marked text is what the chat template renders:
     <|question|>        user text: goes to the fusion module, and literally (no special tokens) to the LLM
     <|answer|>          assistant text: literal too; with the end-of-turn token behind it, what training learns
     <|turn_end|>        special tokens that training learns too, as in <|turn_end|><|end|>\n<|/turn_end|>
+    <|literal|>         text of the system or of a tool: part of the text around it, but its special tokens are text
     <|piece|>           a boundary for tokenisation, nothing else
     <|asked|>           inside a question: what stands before it is for the LLM only
 
@@ -30,7 +31,7 @@ ESCAPE = "\ue000"
 _MARKED = re.compile(
     r"(?P<image><image>)|(?P<again><\|image_again\|>)|(?P<piece><\|piece\|>)"
     r"|<\|question\|>(?P<question>.*?)<\|/question\|>|<\|answer\|>(?P<answer>.*?)(?:<\|/answer\|>|\Z)"
-    r"|<\|turn_end\|>(?P<end>.*?)<\|/turn_end\|>",
+    r"|<\|turn_end\|>(?P<end>.*?)<\|/turn_end\|>|<\|literal\|>(?P<literal>.*?)<\|/literal\|>",
     re.DOTALL,
 )
 _UNMARKED = re.compile(r"(?P<image><image>)|(?P<again><\|image_again\|>)")
@@ -41,12 +42,29 @@ class Piece:
     """A stretch of prompt.
 
     `kind` is text, image, again, question, answer or end; `turn` counts questions; `start` is its place in the text.
+    `literal` are the (start, stop) inside a piece of text where special tokens are plain text, `parts` where each
+    stretch of it begins: (place in the piece, place in the prompt).
     """
 
     kind: str
     text: str
     turn: int
     start: int = 0
+    literal: list[tuple[int, int]] = field(default_factory=list)
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    is_closed: bool = False  # a boundary follows: what comes next is a piece of its own
+
+    def add(self, text: str, start: int, is_literal: bool) -> None:
+        """Append a stretch that stood at `start` of the prompt."""
+        self.parts.append((len(self.text), start))
+        if is_literal:
+            self.literal.append((len(self.text), len(self.text) + len(text)))
+        self.text += text
+
+    def place(self, offset: int) -> int:
+        """Where a character of the piece stood in the prompt."""
+        inside, outside = max((part for part in self.parts if part[0] <= offset), default=(0, self.start))
+        return outside + offset - inside
 
 
 @dataclass
@@ -109,7 +127,7 @@ def parse_prompt(text: str, sample: int = 0) -> Prompt:
     Raises:
         ValueError: when an image is shown again before it was shown, or after a new one in the same turn.
     """
-    is_marked = "<|question|>" in text or "<|answer|>" in text
+    is_marked = any(marker in text for marker in ("<|question|>", "<|answer|>", "<|literal|>"))
     return _parse_marked(text, sample) if is_marked else _parse_unmarked(text, sample)
 
 
@@ -121,6 +139,9 @@ def _parse_marked(text: str, sample: int) -> Prompt:
         last = match.end()
         kind = match.lastgroup
         content = match[kind]
+        if kind == "literal":
+            _add_text(prompt, content, 0, len(content), match.start(kind), is_literal=True)
+            continue
         if kind == "image":
             turn.num_new_images += 1
         elif kind == "again":
@@ -128,6 +149,8 @@ def _parse_marked(text: str, sample: int) -> Prompt:
         elif kind == "question":
             turn.question = unescape(content.rpartition(ASKED)[2])
             content = content.replace(ASKED, "")
+        if kind == "piece" and prompt.pieces:
+            prompt.pieces[-1].is_closed = True
         if kind != "piece":
             prompt.pieces.append(Piece(kind, unescape(content), len(prompt.turns), match.start()))
         if kind == "question":
@@ -170,9 +193,18 @@ def _parse_unmarked(text: str, sample: int) -> Prompt:
     return prompt
 
 
-def _add_text(prompt: Prompt, text: str, start: int, stop: int) -> None:
-    if start < stop:
-        prompt.pieces.append(Piece("text", unescape(text[start:stop]), len(prompt.turns), start))
+def _add_text(
+    prompt: Prompt, text: str, start: int, stop: int, place: int | None = None, is_literal: bool = False
+) -> None:
+    """Append `text[start:stop]`; literal text joins the text around it, and is tokenised with it."""
+    if start >= stop:
+        return
+    content, place = unescape(text[start:stop]), start if place is None else place
+    last = prompt.pieces[-1] if prompt.pieces else None
+    joins = last is not None and last.kind == "text" and not last.is_closed and (is_literal or last.literal)
+    if not joins:
+        prompt.pieces.append(last := Piece("text", "", len(prompt.turns), place))
+    last.add(content, place, is_literal)
 
 
 def _see_again(turn: Turn, seen: int, sample: int) -> None:

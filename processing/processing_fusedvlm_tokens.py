@@ -1,10 +1,15 @@
 """Pieces of a prompt to token ids, without any user text becoming a special token or a placeholder."""
 
+import re
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .processing_fusedvlm_prompt import IMAGE, MARKERS, Piece
+
+# What control tokens look like: <tool_call>, [INST], <|im_end|>. Added tokens of white space or letters alone are text.
+MARKUP = re.compile(r"<[^<>\s]*\w[^<>\s]*>|\[[^\[\]\s]*\w[^\[\]\s]*\]")
 
 
 @dataclass
@@ -20,6 +25,41 @@ class TokenRow:
         self.input_ids.extend(ids)
         self.is_answer.extend([int(is_answer)] * len(ids))
         self.offsets.extend(offsets if offsets is not None and len(offsets) == len(ids) else [(0, 0)] * len(ids))
+
+
+@dataclass
+class Controls:
+    """Control tokens of a tokenizer: those added without being special, all of them, where they may be, their ids."""
+
+    size: int
+    added: set[str]
+    all: set[str]
+    candidates: re.Pattern
+    ids: set[int]
+
+
+_CONTROLS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> Controls; some have thousands of added tokens
+
+
+def find_controls(tokenizer: PreTrainedTokenizerBase) -> Controls:
+    """Control tokens, remembered until the tokenizer gets further tokens."""
+    known = _CONTROLS.get(tokenizer)
+    if known is not None and known.size == len(tokenizer.added_tokens_decoder):
+        return known
+    special = {token for token in tokenizer.all_special_tokens if len(token) > 1}
+    ids, added = set(tokenizer.all_special_ids), set()
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special:
+            special.add(token.content)
+            ids.add(token_id)
+        elif MARKUP.fullmatch(token.content):
+            added.add(token.content)
+            ids.add(token_id)
+    others = sorted((token for token in special if not MARKUP.fullmatch(token)), key=len, reverse=True)
+    candidates = re.compile("|".join([MARKUP.pattern, *map(re.escape, others)]))
+    size = len(tokenizer.added_tokens_decoder)
+    _CONTROLS[tokenizer] = Controls(size, added - special, added | special, candidates, ids)
+    return _CONTROLS[tokenizer]
 
 
 class TokenPieces:
@@ -45,10 +85,47 @@ class TokenPieces:
         self.with_offsets = with_offsets
         self.offsets: dict[str, list[tuple[int, int]]] = {}
         self.image_token_id = image_token_id
-        self.special_ids = set(tokenizer.all_special_ids) - {image_token_id}
+        self.controls = find_controls(tokenizer)
+        self.special_ids = self.controls.ids - {image_token_id}
         pieces = [piece for prompt in prompts for piece in prompt]
-        self.plain = self._tokenise({piece.text for piece in pieces if piece.kind in ("text", "end")}, literal=False)
-        self.literal = self._tokenise({p.text for p in pieces if p.kind in ("question", "answer")}, literal=True)
+        plain = {part for p in pieces if p.kind in ("text", "end") for part in self._parts(p)}
+        self.plain = self._tokenise(plain, literal=False)
+        literal = {part for p in pieces if p.kind in ("question", "answer") for part in self._parts(p)}
+        self.literal = self._tokenise(literal, literal=True)
+
+    def _parts(self, piece: Piece) -> list[str]:
+        """A piece, cut through every control token that stands in literal text, so that no tokenizer can read it.
+
+        Tokenizers have a switch for special tokens, which questions and answers use, but none for tokens such as
+        `<tool_call>` that are added without being special.
+        """
+        whole = piece.kind in ("question", "answer")
+        cuts = [0]
+        for start, stop in [(0, len(piece.text))] if whole else piece.literal:
+            for match in self.controls.candidates.finditer(piece.text, start, stop):
+                if match[0] in (self.controls.added if whole else self.controls.all):
+                    cuts.append(match.start() + 1)
+        return [piece.text[first:last] for first, last in zip(cuts, [*cuts[1:], len(piece.text)], strict=True)]
+
+    def _ids(self, piece: Piece, table: dict[str, list[int]]) -> list[int]:
+        return [token_id for part in self._parts(piece) for token_id in table[part]]
+
+    def _places(self, piece: Piece, gained: int) -> list[tuple[int, int]]:
+        """Where the tokens of a piece of text stand, `gained` characters further on."""
+        found, before = [], 0
+        for part in self._parts(piece):
+            places = self.offsets.get(part, [])
+            found += [(piece.place(before + a) + gained, piece.place(before + a) + gained + b - a) for a, b in places]
+            before += len(part)
+        return found
+
+    def _num_ending(self, ids: list[int]) -> int:
+        """How many tokens behind an answer end its turn: a control token, or the eos behind white space."""
+        first = next((number for number, token_id in enumerate(ids) if token_id in self.special_ids), None)
+        if first is None or first == 0:
+            return 0 if first is None else 1
+        is_eos = ids[first] == self.tokenizer.eos_token_id
+        return first + 1 if is_eos and not self.tokenizer.decode(ids[:first]).strip() else 0
 
     def _tokenise(self, texts: set[str], literal: bool) -> dict[str, list[int]]:
         ordered = sorted(texts)
@@ -90,16 +167,15 @@ class TokenPieces:
                 row.add([self.image_token_id] * size, offsets=places)
                 gained += size * len(IMAGE) - len(piece.text)
             elif piece.kind == "text":
-                ids = self.plain[piece.text]
+                ids, offsets = self._ids(piece, self.plain), self._places(piece, gained)
                 # The token that ends the assistant's turn is learned with the answer.
-                ends_turn = int(after_answer and bool(ids) and ids[0] in self.special_ids)
-                offsets = [(start + first, start + last) for first, last in self.offsets.get(piece.text, [])]
+                ends_turn = self._num_ending(ids) if after_answer else 0
                 row.add(ids[:ends_turn], is_answer=True, offsets=offsets[:ends_turn])
                 row.add(ids[ends_turn:], offsets=offsets[ends_turn:])
             elif piece.kind == "end":
-                row.add(self.plain[piece.text], is_answer=True)
+                row.add(self._ids(piece, self.plain), is_answer=True)
             else:
-                row.add(self.literal[piece.text], is_answer=piece.kind == "answer")
+                row.add(self._ids(piece, self.literal), is_answer=piece.kind == "answer")
             after_answer = piece.kind == "answer"
         row.add(suffix)
         self._refuse_too_long(row, sample)
