@@ -17,14 +17,19 @@ from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_contrastive import FusedVLMForContrastiveLearning
 from .modeling_fusedvlm_fusion import FusedVLMFusionModel
 from .modeling_fusedvlm_loading import is_language_key
-from .modeling_fusedvlm_placeholders import placeholder_mask, scatter_visual_tokens
+from .modeling_fusedvlm_placeholders import (
+    placeholder_mask,
+    refuse_placeholders,
+    repeat_features,
+    scatter_visual_tokens,
+)
 
 # Everything about images in a batch; see `FusedVLMFusionModel.fuse`.
 IMAGE_INPUTS = (
@@ -144,21 +149,17 @@ class FusedVLMModel(FusedVLMFusionModel):
         return any(parameter.requires_grad for parameter in self.connector_parameters())
 
     def _merge_images(self, inputs_embeds, input_ids, features, past_key_values) -> torch.Tensor:
-        image_token_id = self.config.image_token_id
-        is_prefill = inputs_embeds.shape[1] > 1
+        image_token_id, embed_tokens = self.config.image_token_id, self.get_input_embeddings()
         if features is not None:
-            mask = placeholder_mask(input_ids, inputs_embeds, image_token_id, self.get_input_embeddings())
             has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
+            mask = placeholder_mask(input_ids, inputs_embeds, image_token_id, embed_tokens)
             if has_past and not mask.any():
                 return inputs_embeds  # the images entered with an earlier part of the prompt
             return scatter_visual_tokens(
                 inputs_embeds, mask, features.pooler_output, features.get("visual_tokens_per_sample")
             )
-        if input_ids is not None and is_prefill:
-            torch_compilable_check(
-                ~(input_ids == image_token_id).any(),
-                "The prompt has image placeholders but no images were given: expected 0 in every sample.",
-            )
+        if inputs_embeds.shape[1] > 1 or past_key_values is None:
+            refuse_placeholders(input_ids, inputs_embeds, image_token_id, embed_tokens)
         if self.training and torch.is_grad_enabled() and self._connector_learns():
             inputs_embeds = inputs_embeds + self._gradient_anchor().to(inputs_embeds)
         return inputs_embeds
@@ -293,6 +294,16 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
                     features = self.model.get_image_features(return_dict=True, **given)
                 kwargs["mm_encoder_outputs"] = {"image": features}
         return super().generate(*args, **kwargs)
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs) -> tuple[torch.Tensor | None, dict]:
+        """As the base class. Beams and samples repeat a conversation's visual tokens with its prompt, here alone."""
+        outputs = kwargs.pop("mm_encoder_outputs", None)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if outputs is not None:
+            image = outputs.get("image")
+            repeated = image if image is None or expand_size == 1 else repeat_features(image, expand_size)
+            model_kwargs["mm_encoder_outputs"] = {**outputs, "image": repeated}
+        return input_ids, model_kwargs
 
     # `inputs_embeds` is named because `generate` looks for it in this signature.
     def prepare_inputs_for_generation(

@@ -178,7 +178,13 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         config = self.config
         questions = [None] * len(plan.segments)
         # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
-        if config.fuse_question and question_input_ids is not None:
+        if config.fuse_question:
+            if question_input_ids is None:
+                raise ValueError(
+                    "This variant's fusion module reads the question (fuse_question=True), but question_input_ids is "
+                    "missing. Build the batch with FusedVLMProcessor; a server that runs the vision part alone cannot "
+                    "run this model."
+                )
             questions = split_questions(plan, question_input_ids, device)
         ids = []
         for segment, question in zip(plan.segments, questions, strict=True):
@@ -201,7 +207,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         language_model: nn.Module | None = None,
     ) -> list[torch.Tensor]:
         """(m_g, C) states at the queries and eos of each segment; arguments as in the base."""
-        keep_questions = self.config.fuse_question and question_input_ids is not None
+        keep_questions = self.config.fuse_question
         # Not the embedding's device: its weight may be offloaded.
         text_tokens = self.embed_segments(plan, question_input_ids, view_tokens.device)
         rows = build_fusion_rows(view_tokens.to(text_tokens[0]), text_tokens, plan, keep_questions)
@@ -209,10 +215,6 @@ class FusedVLMFusedConnector(FusedVLMConnector):
             inputs_embeds=rows.embeds, attention_mask=rows.attention_mask, use_cache=False
         ).last_hidden_state
         return [states[row, start:stop] for row, start, stop in rows.spans]
-
-    def dummy_question(self, device: torch.device) -> dict[str, torch.Tensor | list[int]]:
-        """None is needed."""
-        return {}
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """(tokens, C) to (tokens, H)."""

@@ -147,7 +147,9 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
     def _without_pairs(self, return_loss: bool | None) -> FusedVLMContrastiveOutput:
         """Outputs without rows that depend on every parameter, from one blank view and one empty answer."""
         size = self.config.vision_config.image_size
-        fused, _ = self.model.fuse(torch.zeros(1, 3, size, size, device=self.device), num_visual_tokens=1)
+        view = torch.zeros(1, 3, size, size, device=self.device)
+        question = self.model.connector.dummy_question(self.device)
+        fused, _ = self.model.fuse(view, num_visual_tokens=1, **question)
         states = fused.segment_states[0]
         answer = torch.full((1, 1), self.config.answer_config.eos_token_id, device=self.device)
         image_embeds, answer_embeds = self.image_projection(states), self.get_answer_embeds(answer, answer * 0 + 1)

@@ -4,7 +4,10 @@ A mismatch that only shows in batch totals would slide one sample's visual token
 per sample and the error names the sample.
 """
 
+import copy
+
 import torch
+from transformers.utils import ModelOutput, torch_compilable_check
 
 
 def placeholder_mask(
@@ -22,19 +25,18 @@ def check_placeholders(found: list[int], expected: list[int] | None, segment_len
 
     Args:
         found: placeholders per prompt row.
-        expected: visual tokens per conversation. Beam search repeats each conversation's row, so there may be k rows
-            per conversation. None when a prompt is being fed in chunks: then the segments are counted off in order.
+        expected: visual tokens per conversation, one for each row: a generation that multiplies rows multiplies these
+            too (`repeat_features`), and nobody else may. None when a prompt is being fed in chunks: then the segments
+            are counted off in order.
         segment_lengths: visual tokens per segment, in prompt order.
     """
-    if expected is not None and len(found) % max(len(expected), 1) == 0 and expected:
-        copies = len(found) // len(expected)
-        for row, count in enumerate(found):
-            sample = row // copies
-            if count != expected[sample]:
-                raise _mismatch(sample, expected[sample], count)
-        return
     if expected is not None:
-        raise ValueError(f"The batch has {len(found)} prompts, but images were given for {len(expected)} samples.")
+        if len(found) != len(expected):
+            raise ValueError(f"The batch has {len(found)} prompts, but images were given for {len(expected)} samples.")
+        for sample, (count, wanted) in enumerate(zip(found, expected, strict=True)):
+            if count != wanted:
+                raise _mismatch(sample, wanted, count)
+        return
     if sum(found) != sum(segment_lengths):
         raise _mismatch(0 if len(found) == 1 else "all", sum(segment_lengths), sum(found))
 
@@ -67,8 +69,34 @@ def scatter_visual_tokens(
     check_placeholders(found, expected, [len(tokens) for tokens in visual_tokens])
     if not visual_tokens:
         return inputs_embeds
-    total = sum(len(tokens) for tokens in visual_tokens)
-    if total != sum(found):  # beam search repeated the prompts, conversation by conversation, but not the visual tokens
-        visual_tokens = [tokens for tokens in visual_tokens for _ in range(sum(found) // total)]
     features = torch.cat(list(visual_tokens)).to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), features)
+
+
+def repeat_features(features: ModelOutput, copies: int) -> ModelOutput:
+    """Visual tokens for prompts of which each was repeated `copies` times in a row, as beams and samples are.
+
+    A new object: the caller's own may be used for another generation.
+    """
+    repeated = copy.copy(features)
+    for name in ("pooler_output", "visual_tokens_per_sample"):
+        if features.get(name) is not None:
+            repeated[name] = [entry for entry in features[name] for _ in range(copies)]
+    return repeated
+
+
+def refuse_placeholders(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_token_id: int, embed_tokens: torch.nn.Module
+) -> None:
+    """Raise `ValueError` when a prompt without images has placeholders, as ids or already embedded."""
+    if input_ids is not None:
+        found = (input_ids == image_token_id).any()
+    else:
+        row = embed_tokens(torch.tensor(image_token_id, device=inputs_embeds.device))
+        # A row of zeros also stands for padding.
+        found = (inputs_embeds == row).all(-1).any() & (row != 0).any()
+    torch_compilable_check(
+        ~found,
+        "The prompt has image placeholders but no images were given: expected 0 in every sample. Pass everything that "
+        "FusedVLMProcessor returns to the model.",
+    )

@@ -121,10 +121,12 @@ def build_fusion_plan(
 
     lengths = to_list(question_lengths) or [0] * num_segments
     turns = to_list(question_turns) or [turn for count in questions_per_image for turn in range(count)]
-    if num_visual_tokens is None or isinstance(num_visual_tokens, int):
+    if num_visual_tokens is None or isinstance(num_visual_tokens, (int, float)):
         counts = [default_num_visual_tokens if num_visual_tokens is None else num_visual_tokens] * num_segments
     else:
         counts = to_list(num_visual_tokens)
+    if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
+        raise ValueError(f"num_visual_tokens={str(counts)[:80]} must be whole numbers.")
     for name, values in (("question_lengths", lengths), ("question_turns", turns), ("num_visual_tokens", counts)):
         if len(values) != num_segments:
             raise ValueError(f"{name} has {len(values)} entries for {num_segments} questions.")

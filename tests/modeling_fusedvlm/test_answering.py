@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMModel
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm import labelled_states
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_placeholders import scatter_visual_tokens
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm import FusedVLMImageFeatures, labelled_states
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_placeholders import repeat_features, scatter_visual_tokens
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ConversationCollator
 
@@ -71,7 +71,12 @@ def test_every_beam_of_a_prompt_gets_its_own_image(beams):
     mask = torch.zeros(len(rows), 4, dtype=torch.bool)
     for row, sample in enumerate(rows):
         mask[row, : counts[sample]] = True
-    merged = scatter_visual_tokens(torch.zeros(len(rows), 4, 1), mask, tokens, counts)
+    once = FusedVLMImageFeatures(pooler_output=tokens, visual_tokens_per_sample=counts)
+    repeated = repeat_features(once, beams)
+    merged = scatter_visual_tokens(
+        torch.zeros(len(rows), 4, 1), mask, repeated.pooler_output, repeated.visual_tokens_per_sample
+    )
+    assert (once.pooler_output, once.visual_tokens_per_sample) == (tokens, counts)
     for row, sample in enumerate(rows):
         assert merged[row][mask[row]].squeeze(-1).tolist() == tokens[sample].squeeze(-1).tolist(), (row, sample)
 

@@ -147,6 +147,7 @@ def test_system_message_replaces_the_default(published_processor):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]},
     ]
     text = published_processor.apply_chat_template(messages, tokenize=False)
+    text = text.replace("<|literal|>", "").replace("<|/literal|>", "")
     assert "[INST] <<SYS>>\nYou are a helpful assistant.\n<</SYS>>\n\n<image>" in text
     assert "Vicuna" not in text
     assert "curious user" not in text
