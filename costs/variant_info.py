@@ -8,9 +8,7 @@ from transformers import AutoConfig
 
 import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-
-VISION = ("model.vision_tower.", "model.merger.")
-LANGUAGE_MODEL = ("model.language_model.", "lm_head.")
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES, VISION_PREFIXES
 
 
 def count_parameters(config) -> dict[str, int]:
@@ -22,7 +20,11 @@ def count_parameters(config) -> dict[str, int]:
     with torch.device("meta"):
         model = FusedVLMForConditionalGeneration(config)
     model.tie_weights()
-    groups = {"vision": VISION, **config.connector_class.parameter_groups, "language model": LANGUAGE_MODEL}
+    groups = {
+        "vision": VISION_PREFIXES,
+        **config.connector_class.parameter_groups,
+        "language model": LANGUAGE_PREFIXES,
+    }
     counts = dict.fromkeys(groups, 0)
     for name, parameter in model.named_parameters():
         group = next((group for group, prefixes in groups.items() if name.startswith(prefixes)), None)

@@ -15,10 +15,14 @@ from transformers.modeling_utils import PreTrainedModel, _get_resolved_checkpoin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import cached_file
 
-LANGUAGE_PREFIX = "model.language_model."
-HEAD_PREFIX = "lm_head."
+# The parts of a model by the prefixes of their parameters' names.
+VISION_PREFIXES = ("model.vision_tower.", "model.merger.")
+CONNECTOR_PREFIXES = ("model.fuser.", "model.connector.")
+PROJECTOR_PREFIX = "model.projector."
+LANGUAGE_PREFIX, HEAD_PREFIX = LANGUAGE_PREFIXES = ("model.language_model.", "lm_head.")
+CONTRASTIVE_PREFIXES = ("answer_tower.", "answer_projection.", "image_projection.", "logit_scale")
 # Modules that quantisation must leave alone: everything that is trained, and the head (see `quantise_only_llm`).
-TRAINED_MODULES = ("model.vision_tower", "model.merger", "model.fuser", "model.projector", "model.connector")
+TRAINED_MODULES = tuple(name.rstrip(".") for name in (*VISION_PREFIXES, *CONNECTOR_PREFIXES, PROJECTOR_PREFIX))
 # Where each quantiser keeps its list of modules to leave alone.
 SKIP_LIST_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 # Reserved tokens that LLM vocabularies offer for a placeholder, best first; the unknown token is the last resort.
@@ -37,7 +41,7 @@ PLACEHOLDER_TOKENS = (
 
 def is_language_key(name: str) -> bool:
     """Whether a state-dict key belongs to the LLM (decoder or head)."""
-    return name.startswith((LANGUAGE_PREFIX, HEAD_PREFIX))
+    return name.startswith(LANGUAGE_PREFIXES)
 
 
 def resolve_text_model(config, variant_folder: str | None) -> str:

@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from fusedvlm.console import progress
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.scaling import fit_power_law
 
 from . import world
@@ -24,7 +25,7 @@ from .family import Family, evaluate, held_out_questions, load_and_ask, save_fam
 from .language import build_model, build_tokenizer
 from .pretraining import LanguageModelProcess
 from .settings import Settings
-from .stages import FROZEN_VISION, Clock, build_variant, train_contrastive, train_generation
+from .stages import Clock, build_variant, train_contrastive, train_generation
 from .vision import cell_labels, encode_views, process_images, warm_up_vision
 
 
@@ -110,5 +111,5 @@ def _vision_side(settings: Settings, output: Path, device, stages: dict):
         features = encode_views(model, pixels, device, on_batch=bar.update)
     held_out, questions = held_out_questions(settings)
     held_out_features = encode_views(model, process_images(processor, held_out), device)
-    vision_state = {n: t.cpu() for n, t in model.state_dict().items() if n.startswith(tuple(FROZEN_VISION))}
+    vision_state = {n: t.cpu() for n, t in model.state_dict().items() if n.startswith(VISION_PREFIXES)}
     return samples, features, (held_out, held_out_features), questions, vision_state

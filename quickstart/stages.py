@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel, Prin
 
 from fusedvlm.console import progress, say
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.processing import FusedVLMImageProcessor, build_processor
 from fusedvlm.trainers import (
     ContrastiveArguments,
@@ -23,7 +24,6 @@ from .language import build_tokenizer
 from .settings import Settings
 
 TILE = 32
-FROZEN_VISION = ["model.vision_tower.", "model.merger."]
 # Seconds kept back for evaluation, saving, loading back and the report, on two idle cores.
 RESERVED_SECONDS = 25.0
 
@@ -147,7 +147,7 @@ def common_arguments(settings: Settings, folder: Path, steps: int) -> dict:
         "warmup_steps": min(50, steps // 4),
         "seed": settings.seed,
         "data_seed": settings.seed,
-        "freeze": FROZEN_VISION,
+        "freeze": list(VISION_PREFIXES),
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIX, VISION_PREFIXES
+
 # Where each preset looks for linear layers; "fusion" is wherever the model's connector has them.
 LORA_PRESETS = {
     "fusion": None,
-    "vision": "model.vision_tower.",
-    "llm": "model.language_model.",
+    "vision": VISION_PREFIXES[0],
+    "llm": LANGUAGE_PREFIX,
 }
 
 

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from peft import PeftModel
 from torch import nn
 
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import (
+    CONNECTOR_PREFIXES,
+    CONTRASTIVE_PREFIXES,
+    PROJECTOR_PREFIX,
+    VISION_PREFIXES,
+)
+
 # Module prefixes that learn at each stage (paper appendix C). The LLM never does.
 STAGES = {
-    "contrastive": (
-        "model.vision_tower.",
-        "model.merger.",
-        "model.fuser.",
-        "model.connector.",
-        "answer_tower.",
-        "answer_projection.",
-        "image_projection.",
-        "logit_scale",
-    ),
-    "generation": ("model.vision_tower.", "model.merger.", "model.fuser.", "model.connector.", "model.projector."),
+    "contrastive": (*VISION_PREFIXES, *CONNECTOR_PREFIXES, *CONTRASTIVE_PREFIXES),
+    "generation": (*VISION_PREFIXES, *CONNECTOR_PREFIXES, PROJECTOR_PREFIX),
 }
 NO_DECAY_ENDINGS = (
     ".bias",

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fusedvlm.console import progress
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
-FROZEN_PARTS = ("model.vision_tower.", "model.merger.")
 
 
 def tower_key(model, image_processor) -> str:
@@ -197,11 +197,11 @@ def cached_views(samples, folder: str | Path, model, image_processor, trainable_
     Raises:
         ValueError: when the vision tower or the merge learns, or the samples have no length.
     """
-    learns = [name for name in trainable_names if any(part in name for part in FROZEN_PARTS)]
+    learns = [name for name in trainable_names if any(part in name for part in VISION_PREFIXES)]
     if learns:
         raise ValueError(
             f"view_cache needs a frozen vision tower and merge, but {len(learns)} of their parameters learn (first "
-            f"{learns[0]}); set freeze to {' '.join(FROZEN_PARTS)}, or leave view_cache out."
+            f"{learns[0]}); set freeze to {' '.join(VISION_PREFIXES)}, or leave view_cache out."
         )
     connector = model.model.connector
     if not connector.cacheable_views:

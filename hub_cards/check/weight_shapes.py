@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fusedvlm.hub_cards.release.bundle import LANGUAGE_PREFIXES, weight_header
+from fusedvlm.hub_cards.release.bundle import weight_header
 from fusedvlm.hub_cards.release.run_facts import building_a_model, read_config
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES
 
 INDEX = "model.safetensors.index.json"
 

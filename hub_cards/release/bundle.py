@@ -15,6 +15,7 @@ import fusedvlm.modeling_fusedvlm
 import fusedvlm.processing
 from fusedvlm.files import read_json
 from fusedvlm.hub_cards.facts import COMMIT, HUB_ID
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES
 
 CODE_PATTERNS = (
     (fusedvlm.modeling_fusedvlm, ("configuration_fusedvlm.py", "modeling_fusedvlm*.py")),
@@ -46,7 +47,6 @@ WRITTEN_ANEW = {
 }  # fmt: skip
 # transformers' own expressions for the files a module needs (dynamic_module_utils.get_relative_imports).
 SCANNER = (r"^\s*import\s+\.(\S+)\s*$", r"^\s*from\s+\.(\S+)\s+import")
-LANGUAGE_PREFIXES = ("model.language_model.", "lm_head.")
 
 Content = Path | bytes
 Files = dict[str, Content]
