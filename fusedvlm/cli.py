@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from fusedvlm.comparison.cli import compare
 from fusedvlm.console import say
 from fusedvlm.conversion.cli import convert
 from fusedvlm.costs.cli import info, profile
@@ -30,6 +31,7 @@ app.command()(info)
 app.command()(convert)
 app.command()(profile)
 app.command()(plan)
+app.command()(compare)
 app.command()(check)
 app.command()(card)
 app.command()(space)

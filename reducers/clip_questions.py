@@ -14,7 +14,7 @@ class ClipQuestions:
 
     A question longer than the text tower is cut into rows, and every row counts the same; a row that does not hold the
     end token is pooled as the published code does it, at the place of its largest id (for the second row of any long
-    question that is its first token, so that row says nothing about the text; stated in `docs/connectors.md`).
+    question that is its first token, so that row says nothing about the text; stated in `docs/comparison.md`).
 
     Args:
         clip: `CLIPModel`, or its folder or Hub repository (for LLaVA-1.5 openai/clip-vit-large-patch14-336).

@@ -1,4 +1,4 @@
-"""Training-free reducers: which of a view's tokens stay, by published rules. `docs/connectors.md` has the table.
+"""Training-free reducers: which of a view's tokens stay, by published rules. `docs/comparison.md` has the table.
 
 One interface, `reducer(features, num_tokens) -> (V, num_tokens, C)`, and three promises: a view's result depends on
 that view alone (and its question), exactly `num_tokens` come out or a `ValueError` says why not, and all patches kept

@@ -37,6 +37,7 @@ LAYERS = [
     ["scaling"],
     ["hub_cards"],
     ["quickstart"],
+    ["comparison"],
     ["fusedvlm.cli"],
 ]
 

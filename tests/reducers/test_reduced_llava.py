@@ -117,30 +117,32 @@ def test_tokens_just_below_all_are_the_projected_patches(name):
     pixels = batch("llava")["pixel_values"]
     tower = read_tower(model("llava").model.vision_tower, pixels, -2)
     projected = model("llava").model.multi_modal_projector(tower.tokens)
-    assert torch.allclose(torch.stack(llava.image_features(pixels)), projected, atol=1e-6)
+    assert torch.allclose(torch.stack(llava.image_features(pixel_values=pixels)), projected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", REDUCERS)
 def test_the_attention_kernel_does_not_matter(name):
     pixels = batch("llava")["pixel_values"]
     asked = [QUESTION] * 3
-    fused = reduced("llava", name, 9, "sdpa").image_features(pixels, questions=asked)
-    eager = reduced("llava", name, 9, "eager").image_features(pixels, questions=asked)
+    fused = reduced("llava", name, 9, "sdpa").image_features(asked, pixel_values=pixels)
+    eager = reduced("llava", name, 9, "eager").image_features(asked, pixel_values=pixels)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fused, eager, strict=True))
 
 
 def test_budgets_are_stated_per_view_and_in_total():
     whole = batch("llava_next")
     llava = reduced("llava_next", "visionzip", 9)
-    budgets = llava.budgets(whole["pixel_values"], whole["image_sizes"])
+    budgets = llava.budgets(pixel_values=whole["pixel_values"], image_sizes=whole["image_sizes"])
     assert [(b.per_view, b.views, b.total) for b in budgets] == [(9, 5, 45), (9, 3, 27), (9, 3, 27)]
-    lengths = [len(f) for f in llava.image_features(whole["pixel_values"], whole["image_sizes"])]
+    lengths = [
+        len(f) for f in llava.image_features(pixel_values=whole["pixel_values"], image_sizes=whole["image_sizes"])
+    ]
     assert lengths == [45, 27, 27]
 
 
 def test_next_reduces_base_view_and_tiles_one_by_one():
     whole, llava = batch("llava_next"), reduced("llava_next", "vispruner", 4)
-    image = llava.image_features(whole["pixel_values"][:1], whole["image_sizes"][:1])[0]
+    image = llava.image_features(pixel_values=whole["pixel_values"][:1], image_sizes=whole["image_sizes"][:1])[0]
     tower = read_tower(model("llava_next").model.vision_tower, whole["pixel_values"][0], -2)
     expected = model("llava_next").model.multi_modal_projector(llava.reducer(tower, 4)).flatten(0, 1)
     assert torch.allclose(image, expected, atol=1e-6)
@@ -162,7 +164,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(ValueError, match="clip_questions"):
         ReducedLlava(model("llava"), "cdpruner", 9)
     with pytest.raises(ValueError, match="no questions for 3 images"):
-        reduced("llava", "cdpruner", 9).image_features(whole["pixel_values"])
+        reduced("llava", "cdpruner", 9).image_features(pixel_values=whole["pixel_values"])
     with pytest.raises(ValueError, match="9 or 16, not 12"):
         reduced("llava", "average", 12)
     with pytest.raises(ValueError, match="a view has 36"):
@@ -170,7 +172,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(ValueError, match="not 'llama'"):
         ReducedLlava(type("Other", (), {"config": LlamaConfig()})(), "random", 4)
     with pytest.raises(ValueError, match="image_sizes"):
-        reduced("llava_next", "random", 4).image_features(batch("llava_next")["pixel_values"])
+        reduced("llava_next", "random", 4).image_features(pixel_values=batch("llava_next")["pixel_values"])
     short = {**whole, "pixel_values": whole["pixel_values"][:2]}
     with pytest.raises(ValueError, match="108 image placeholders, their 2 images fill 72"):
         reduced("llava", "random", 4).prepare(**short)
@@ -181,4 +183,4 @@ def test_a_split_of_the_callers_with_everything_kept_has_the_class_token():
     pixels = batch("llava")["pixel_values"]
     tower = read_tower(model("llava").model.vision_tower, pixels, -2)
     first = model("llava").model.multi_modal_projector(tower.class_token)
-    assert torch.allclose(torch.stack(llava.image_features(pixels))[:, :1], first, atol=1e-6)
+    assert torch.allclose(torch.stack(llava.image_features(pixel_values=pixels))[:, :1], first, atol=1e-6)
