@@ -34,7 +34,7 @@ def measure_cell(
     command: str,
 ) -> Cell:
     """Score every task by free greedy decoding, count one question, time it."""
-    model.eval()
+    model.eval().requires_grad_(False)  # torch counts no module that is given a parameter which could learn
     reduced = ReducedDense(model, entrant.reducer, num_visual_tokens) if entrant.reducer else None
     scores = {}
     for task, asked in shared.questions.items():

@@ -27,7 +27,9 @@ __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from .clip_questions import ClipQuestions as ClipQuestions
+    from .reduced_dense import ReducedDense as ReducedDense
     from .reduced_llava import ReducedLlava as ReducedLlava
+    from .reduced_model import ReducedModel as ReducedModel
     from .token_reducers import (
         REDUCERS as REDUCERS,
         AverageTokens as AverageTokens,
