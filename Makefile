@@ -7,7 +7,7 @@ HUB_FILES := modeling_fusedvlm/configuration_fusedvlm.py $(wildcard modeling_fus
 	$(wildcard processing/processing_fusedvlm*.py) $(wildcard processing/image_processing_*fusedvlm*.py)
 PYTEST_ARGS ?=
 
-.PHONY: help install development quickstart test lint format pytest wheel-smoke clean
+.PHONY: help install development quickstart test lint format pytest fuzz mutants wheel-smoke clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -43,6 +43,12 @@ format: development  ## Fix style and formatting.
 
 pytest: development  ## Run the tests on all cores.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+fuzz: development  ## Try 10,000 damaged cases of every kind of input; what fails goes into tests/fuzz/corpus. CASES=100000 tries more.
+	OMP_NUM_THREADS=1 FUSEDVLM_FUZZ_CASES=$(or $(CASES),10000) $(BIN)/pytest -n 2 --dist loadfile --durations 8 tests/fuzz
+
+mutants: development  ## Change one line of the library at a time; every change must be noticed by its test. ARGS="--only exif" tries some.
+	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
 
 wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty environment, and try it there.
 	rm -rf build/wheel-smoke build/lib

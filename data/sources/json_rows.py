@@ -11,6 +11,8 @@ from typing import IO, Any
 import fsspec
 import ijson
 
+from fusedvlm.wording import fit, shown
+
 CHUNK = 1 << 20  # bytes read at a time
 
 
@@ -98,34 +100,61 @@ def _read_line(line: bytes, number: int) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = _UniqueKeys()
-    for key, value in pairs:
-        row[key] = value
-    return dict(row)
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise _twice(next(key for place, key in enumerate(keys) if key in keys[:place]))
+    return dict(pairs)
 
 
-class _UniqueKeys(dict):
-    """A mapping that refuses a key stated twice: plain readers keep the last one without a word."""
+def _twice(key: str) -> ValueError:
+    return ValueError(f"{shown(key)} is stated twice.")
+
+
+class _NotedKeys(dict):
+    """A mapping that notes a key stated twice: plain readers keep the last value without a word.
+
+    It only notes, because ijson's reader in C goes on after an exception from here, into an undefined state.
+    """
+
+    twice: str | None = None
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key in self:
-            raise ValueError(f"{key!r} is stated twice.")
+            self.twice = key
         super().__setitem__(key, value)
+
+
+def _plain(value: Any) -> Any:
+    """A row of plain mappings. Raises `ValueError` for a key that is stated twice anywhere in it."""
+    if isinstance(value, _NotedKeys):
+        if value.twice is not None:
+            raise _twice(value.twice)
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _checked(row: Any) -> Any:
+    """The row, or the `ValueError` that says what is wrong with it alone."""
+    try:
+        return _plain(row)
+    except ValueError as error:
+        return error
 
 
 def _array_rows(file: _Joined, path: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
-        for number, row in enumerate(ijson.items(file, "item", use_float=True, map_type=_UniqueKeys), start=1):
-            yield number, row
+        for number, row in enumerate(ijson.items(file, "item", use_float=True, map_type=_NotedKeys), start=1):
+            yield number, _checked(row)
     except UnicodeDecodeError:
         raise
     except ijson.JSONError as error:
         what = _first_line(error)
         place = "text after the closing bracket of the array" if "trailing garbage" in what else f"row {number + 1}"
-        raise ValueError(
+        told = (
             f"{path}, {place}: not JSON: {what}; it is damaged, was not written to its end, or is several files in one."
-        ) from None
+        )
+        raise ValueError(fit(told)) from None
     except ValueError as error:
         raise ValueError(f"{path}, row {number + 1}: {error}") from None
 

@@ -259,7 +259,9 @@ def good_rows(spec: SourceSpec, table) -> tuple[np.ndarray, int]:
     is_good = np.asarray(problems.is_null())
     bad = np.flatnonzero(~is_good)
     if len(bad):
-        shown = "; ".join(problems[int(row)].as_py().rstrip(".") for row in bad[:SHOWN_PROBLEMS])
+        first, *others = [problems[int(row)].as_py().rstrip(".") for row in bad[:SHOWN_PROBLEMS]]
+        file = first.partition(", row ")[0]  # named once: the others are mostly of the same file
+        shown = "; ".join([first, *(other.removeprefix(f"{file}, ") for other in others)])
         text = f"Source {spec.label}: {len(bad)} of {len(is_good)} rows are no conversations: {shown}"
         if spec.bad_rows == "error":
             raise ValueError(f"{fit(text, 255)}. Correct them, or set bad_rows: drop.")

@@ -14,6 +14,7 @@ with it. First these tests run on the unchanged copy, where all of them must pas
 
 import argparse
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -36,7 +37,8 @@ from mutants import MUTANTS, Mutant
 ROOT = Path(__file__).parents[2]
 NOT_COPIED = {".git", ".venv", "runs", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ci"}
 TIMEOUT = 300  # seconds a mutation's tests may take: a mutation that makes them hang is noticed too
-PASSED, FAILED = 0, 1  # exit codes of pytest
+SLOWEST = 900  # seconds for all named tests of one file on the unchanged tree, on a busy machine
+PASSED, FAILED = "0", "1"  # exit codes of pytest
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,30 @@ class Copy:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self._clock = time.time()
-        where = self._python("import fusedvlm; print(fusedvlm.__file__)")
+        self.log = folder / "log"
+        where = subprocess.run(
+            [sys.executable, "-c", "import sys; sys.path.remove(''); import fusedvlm; print(fusedvlm.__file__)"],
+            cwd=self.tree,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if str(self.site) not in where.stdout:
             raise SystemExit(f"The copy is not what Python imports: {where.stdout.strip() or where.stderr[-500:]}")
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_tests.py"))],
+            cwd=self.tree,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if self.server.stdout.readline().strip() != "ready":
+            raise SystemExit(
+                "The process that runs the tests does not start: try `python tests/mutants/fork_tests.py`."
+            )
 
     def _link_packages(self) -> None:
         """`site/fusedvlm` with every package of the tree at its place, as pyproject.toml maps them."""
@@ -111,23 +134,21 @@ class Copy:
             if not (path / "__init__.py").exists():
                 (self.site / path.name).symlink_to(path)
 
-    def _python(self, code: str, *words: str) -> subprocess.CompletedProcess:
-        # Without the working directory on the path: there `fusedvlm` is the facade's folder alone.
-        code = f"import sys; sys.path[:] = [entry for entry in sys.path if entry]; {code}"
-        return subprocess.run(
-            [sys.executable, "-c", code, *words],
-            cwd=self.tree,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+    def test(self, tests: tuple[str, ...] | list[str], seconds: float = TIMEOUT) -> str:
+        """Run tests up to the first that fails: pytest's exit code, or "hang"; what it said is in `self.log`."""
+        request = {"tests": list(tests), "log": str(self.log), "seconds": seconds}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return self.server.stdout.readline().strip() or "no answer"
 
-    def test(self, tests: tuple[str, ...] | list[str]) -> subprocess.CompletedProcess:
-        """Run tests up to the first that fails."""
-        options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--no-header", "--timeout", str(TIMEOUT - 20)]
-        return self._python("import pytest; sys.exit(pytest.main(sys.argv[1:]))", *options, *tests)
+    def said(self, most: int) -> str:
+        """The end of what the last tests printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-most:]
+
+    def close(self) -> None:
+        """End the process that runs the tests."""
+        self.server.stdin.close()
+        self.server.wait(10)
 
     def write(self, file: str, text: str) -> None:
         """Write a source so that Python sees that it changed, even within the same second."""
@@ -142,17 +163,14 @@ class Copy:
         started = time.monotonic()
         self.write(mutant.file, original.replace(mutant.old, mutant.new))
         try:
-            done = self.test(mutant.tests)
-        except subprocess.TimeoutExpired:
-            return Outcome(mutant, "caught", time.monotonic() - started, "its tests do not end")
+            code = self.test(mutant.tests)
         finally:
             self.write(mutant.file, original)
         seconds = time.monotonic() - started
-        if done.returncode == FAILED:
-            return Outcome(mutant, "caught", seconds)
-        if done.returncode == PASSED:
-            return Outcome(mutant, "survived", seconds)
-        return Outcome(mutant, "broken", seconds, (done.stdout + done.stderr)[-800:])
+        if code == "hang":
+            return Outcome(mutant, "caught", seconds, "its tests do not end")
+        kind = {FAILED: "caught", PASSED: "survived"}.get(code, "broken")
+        return Outcome(mutant, kind, seconds, self.said(800) if kind == "broken" else "")
 
 
 def baseline(copy: Copy, tests: list[str]) -> str | None:
@@ -161,9 +179,11 @@ def baseline(copy: Copy, tests: list[str]) -> str | None:
     for test in tests:
         by_file.setdefault(test.partition("::")[0], []).append(test)
     for file, names in by_file.items():
-        done = copy.test(names)
-        if done.returncode != PASSED:
-            return f"{file}: its tests fail on the unchanged tree (pytest ends with {done.returncode}):\n{done.stdout[-1500:]}"
+        started = time.monotonic()
+        code = copy.test(names, SLOWEST)
+        say(f"  {time.monotonic() - started:5.1f} s  {file}")
+        if code != PASSED:
+            return f"{file}: its tests do not pass on the unchanged tree (pytest ends with {code}):\n{copy.said(1500)}"
     return None
 
 
@@ -174,6 +194,7 @@ def run(mutants: list[Mutant], processes: int) -> list[Outcome]:
         copies: Queue[Copy] = Queue()
         for number in range(processes):
             copies.put(Copy(Path(folder) / str(number)))
+        every = list(copies.queue)
         started = time.monotonic()
 
         def within(work, argument):
@@ -200,6 +221,8 @@ def run(mutants: list[Mutant], processes: int) -> list[Outcome]:
                     f"[{len(outcomes)}/{len(mutants)}] {outcome.kind:8} {outcome.seconds:5.1f} s  {outcome.mutant.name}"
                     + (f"  ({outcome.detail})" if outcome.kind == "caught" and outcome.detail else "")
                 )
+        for copy in every:
+            copy.close()
     return outcomes
 
 
