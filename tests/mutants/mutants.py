@@ -182,8 +182,8 @@ MUTANTS = [
     Mutant(
         "the end of an answer is not learned",
         "processing/processing_fusedvlm_tokens.py",
-        "ends_turn = int(after_answer and",
-        "ends_turn = int(not after_answer and",
+        "ends_turn = self._num_ending(ids) if after_answer else 0",
+        "ends_turn = self._num_ending(ids) if not after_answer else 0",
         (
             "tests/processing/test_processing.py::test_assistant_mask_covers_answers_and_their_eos",
             "tests/trainers/test_collators.py::test_labels_are_answers_and_their_eos",
@@ -380,15 +380,15 @@ MUTANTS = [
     Mutant(
         "beams get the images of their neighbours",
         "modeling_fusedvlm/modeling_fusedvlm_placeholders.py",
-        "[tokens for tokens in visual_tokens for _ in range(sum(found) // total)]",
-        "[tokens for _ in range(sum(found) // total) for tokens in visual_tokens]",
+        "[entry for entry in features[name] for _ in range(copies)]",
+        "[entry for _ in range(copies) for entry in features[name]]",
         ("tests/modeling_fusedvlm/test_answering.py::test_every_beam_of_a_prompt_gets_its_own_image",),
     ),
     Mutant(
         "only totals of placeholders are compared",
         "modeling_fusedvlm/modeling_fusedvlm_placeholders.py",
-        "if count != expected[sample]:",
-        "if sum(found) != sum(expected) * copies:",
+        "if count != wanted:",
+        "if sum(found) != sum(expected):",
         ("tests/modeling_fusedvlm/test_merge.py::test_a_mismatch_names_the_sample_even_when_totals_agree",),
     ),
     Mutant(
@@ -607,8 +607,8 @@ MUTANTS = [
     Mutant(
         "boxes move along the wrong axis",
         "data/boxes.py",
-        "return _placement(plan.left, plan.top, plan.width, plan.height, plan.side, plan.side)",
-        "return _placement(plan.top, plan.left, plan.width, plan.height, plan.side, plan.side)",
+        "(plan.left, plan.top, plan.width, plan.height)",
+        "(plan.top, plan.left, plan.width, plan.height)",
         ("tests/data/test_boxes.py::test_the_box_is_where_the_processor_shows_the_thing",),
     ),
     Mutant(
