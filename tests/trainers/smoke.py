@@ -1,30 +1,26 @@
 """Small runs of recipes in processes of their own, for tests of killing, resuming and distribution.
 
-Children are forked from a server that has imported torch and the trainers once, so each starts in milliseconds and can
-be killed with signal 9 like any process.
+Children start in milliseconds (see `fusedvlm.tests.processes`) and can be killed with signal 9 like any process.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
-from transformers.utils import logging as hf_logging
 
 from fusedvlm.quickstart.world import make_sample
+from fusedvlm.tests import processes
+from fusedvlm.tests.processes import finish
 from fusedvlm.trainers import checkpoints
 from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
 from fusedvlm.trainers.runs.train import run_recipe
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fusedvlm.tests.trainers.smoke"])
 KILLED = -signal.SIGKILL
 
 
@@ -141,13 +137,7 @@ class PretendGpu:
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
-def _train(recipe: Recipe, kill, environment: dict[str, str]) -> None:
-    os.environ.update({"TRANSFORMERS_VERBOSITY": "error", **environment})
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    # Data-loader workers are children of the trainer, as in any program, and notice when it dies.
-    multiprocessing.set_start_method("fork", force=True)
+def _train(recipe: Recipe, kill) -> None:
     callbacks = []
     if isinstance(kill, PretendGpu):
         kill()
@@ -161,21 +151,7 @@ def _train(recipe: Recipe, kill, environment: dict[str, str]) -> None:
 
 def start(recipe: Recipe, kill=None, environment: dict[str, str] | None = None):
     """A process that trains a recipe. `kill`: a `KillAt`, or a function that arranges the death."""
-    process = PROCESSES.Process(target=_train, args=(recipe, kill, environment or {}))
-    process.start()
-    return process
-
-
-def finish(*processes, timeout: float = 120) -> list[int]:
-    """Exit codes of processes; those that hang are killed and fail the test."""
-    for process in processes:
-        process.join(timeout)
-    hanging = [process for process in processes if process.is_alive()]
-    for process in hanging:
-        process.kill()
-        process.join()
-    assert not hanging, f"{len(hanging)} of {len(processes)} processes hang"
-    return [process.exitcode for process in processes]
+    return processes.start(_train, recipe, kill, environment=environment)
 
 
 def run(recipe: Recipe, kill=None) -> int:
@@ -185,15 +161,8 @@ def run(recipe: Recipe, kill=None) -> int:
 
 def run_ranks(ranks: int, recipe: Recipe, kill=None, environment: dict[str, str] | None = None) -> list[int]:
     """Exit codes of `ranks` processes that train one recipe together over gloo."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    processes = [
-        start(recipe, kill, {**common, **(environment or {}), "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(ranks)
-    ]
-    return finish(*processes)
+    with processes.rendezvous(ranks) as environments:
+        return finish(*(start(recipe, kill, {**own, **(environment or {})}) for own in environments))
 
 
 def trajectory(work: Path) -> list[dict]:
