@@ -1,6 +1,7 @@
 """Fixtures for all tests: no network, one thread, a tiny model built once per session."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -8,7 +9,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from fusedvlm.tests import fork_server
+
 torch.set_num_threads(1)
+SERVER = pytest.StashKey()
+
+
+def pytest_configure(config):
+    """One server of forked interpreters for all workers of a run."""
+    if not hasattr(config, "workerinput") and sys.platform == "linux":
+        config.stash[SERVER] = fork_server.Server()
+
+
+def pytest_unconfigure(config):
+    if SERVER in config.stash:
+        config.stash[SERVER].stop()
 
 
 @pytest.fixture(scope="session")

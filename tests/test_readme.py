@@ -1,5 +1,6 @@
 """Every code block of the README runs, in order, in a folder where the quickstart's results lie."""
 
+from fusedvlm.tests import fork_server
 import os
 import re
 import shlex
@@ -58,7 +59,7 @@ def run_line(line: str) -> None:
         plan = subprocess.run(["make", "--dry-run", *words[1:]], capture_output=True, text=True, check=True, cwd=ROOT)
         assert {"quickstart": "fusedvlm quickstart", "test": "pytest"}[words[1]] in plan.stdout
         return
-    words[0] = str(Path(sys.executable).with_name(words[0]))
+    words[0] = fork_server.executable(words[0])
     result = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )

@@ -1,5 +1,6 @@
 """Checking images, dropping, converting, manifests: through the command line, as a person would."""
 
+from fusedvlm.tests import fork_server
 import hashlib
 import json
 import subprocess
@@ -168,7 +169,7 @@ def test_data_files_need_a_type(llava):
 def test_exit_codes(section, llava):
     """The command itself: 2 and one line for bad images, nothing on standard output but the counts."""
     (llava[1] / "ocr_vqa/images/2.jpg").write_bytes(b"")
-    command = [str(Path(sys.executable).with_name("fusedvlm")), "data", "check", str(section)]
+    command = [fork_server.executable("fusedvlm"), "data", "check", str(section)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert "2.jpg (the file is empty.)" in result.stderr.strip().splitlines()[-1]

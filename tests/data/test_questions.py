@@ -1,5 +1,6 @@
 """Questions from descriptions: a server that misbehaves, killed runs, a local model; journals."""
 
+from fusedvlm.tests import fork_server
 import json
 import os
 import re
@@ -200,9 +201,7 @@ def test_killed_runs_go_on_without_duplicates(tmp_path):
 
     with chat_server(slowly) as (address, seen):
         command = [
-            sys.executable,
-            "-m",
-            "fusedvlm.cli",
+            fork_server.executable("fusedvlm"),
             "data",
             "questions",
             str(rows),

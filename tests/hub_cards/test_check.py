@@ -1,5 +1,6 @@
 """`fusedvlm check`: sound repositories pass, every kind of damage is one line that names the file."""
 
+from fusedvlm.tests import fork_server
 import copy
 import gzip
 import json
@@ -302,7 +303,7 @@ for arguments in json.loads(sys.argv[1]):
 def fusedvlm(*commands, **environment):
     """(exit code, standard output, standard error) of each command."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    program = [sys.executable, "-c", COMMANDS, json.dumps([list(map(str, command)) for command in commands])]
+    program = [fork_server.executable(), "-c", COMMANDS, json.dumps([list(map(str, command)) for command in commands])]
     run = subprocess.run(program, capture_output=True, text=True, env=environment, check=True)
     outputs, errors = (re.split(r"\nEND (\d+)\n", stream) for stream in (run.stdout, run.stderr))
     return [(int(outputs[i + 1]), outputs[i], errors[i]) for i in range(0, 2 * len(commands), 2)]

@@ -1,5 +1,6 @@
 """docs/publishing.md: its commands run as one script, on a family of the quickstart at its smallest."""
 
+from fusedvlm.tests import fork_server
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ def test_the_commands_of_the_page(tmp_path):
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment = {
         **inherited,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{Path(fork_server.executable()).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HF_HOME": str(tmp_path / "home"),
         "OMP_NUM_THREADS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -4,6 +4,7 @@ Faults are drawn from a seed. A fault counts only when it struck. What must hold
 `synthetic.broken_promises`; it is asked after every change on the Hub and after every run.
 """
 
+from fusedvlm.tests import fork_server
 import os
 import pickle
 import random
@@ -117,7 +118,7 @@ class Pusher:
     def __init__(self, releases: list, folder: Path, variables: dict[str, str]):
         (folder / "releases.pickle").write_bytes(pickle.dumps(releases))
         self.log = (folder / "log.txt").open("w+")
-        command = [sys.executable, "-m", "fusedvlm.tests.hub_cards.killable", str(folder / "releases.pickle")]
+        command = [fork_server.executable(), "-m", "fusedvlm.tests.hub_cards.killable", str(folder / "releases.pickle")]
         self.process = subprocess.Popen(
             command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )

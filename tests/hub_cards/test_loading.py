@@ -1,5 +1,6 @@
 """From the served repository back to a model: in a process without this package, equal to the local one."""
 
+from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
@@ -96,7 +97,7 @@ def run_elsewhere(server, home: Path, *arguments: str, script: str = ELSEWHERE, 
         **variables,
     }
     return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
+        [fork_server.executable(), "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,5 +1,6 @@
 """The code in a card runs as pasted, against the very repository it is about, where this package is not installed."""
 
+from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
@@ -43,7 +44,7 @@ def ran(tiny_release, tmp_path_factory):
         "OMP_NUM_THREADS": "1",
     }
     run = subprocess.run(
-        [sys.executable, "-c", RUNNER, "blocks.json"],
+        [fork_server.executable(), "-c", RUNNER, "blocks.json"],
         cwd=place,
         env=environment,
         capture_output=True,

@@ -1,5 +1,6 @@
 """A written Space runs as it is: launched in a process of its own and asked through Gradio's client."""
 
+from fusedvlm.tests import fork_server
 import importlib.util
 import json
 import os
@@ -105,7 +106,7 @@ def launched(tiny_family, tmp_path):
     program = "import runpy, sys; sys.modules['fusedvlm'] = None; runpy.run_path('app.py', run_name='__main__')"
     with (tmp_path / "log").open("w") as log:
         app = subprocess.Popen(
-            [sys.executable, "-c", program], cwd=tmp_path / "space", env=environment, stdout=log, stderr=log
+            [fork_server.executable(), "-c", program], cwd=tmp_path / "space", env=environment, stdout=log, stderr=log
         )
     try:
         for _ in range(600):

@@ -1,5 +1,6 @@
 """A saved folder works under trust_remote_code where this package cannot be imported."""
 
+from fusedvlm.tests import fork_server
 import ast
 import json
 import os
@@ -72,7 +73,7 @@ def probe(folder, picture, tmp_path, dtype="float32", **kwargs) -> dict:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     run = subprocess.run(
-        [sys.executable, "-c", PROBE, str(folder), str(picture), dtype, json.dumps(kwargs)],
+        [fork_server.executable(), "-c", PROBE, str(folder), str(picture), dtype, json.dumps(kwargs)],
         capture_output=True,
         text=True,
         env=environment,
@@ -146,7 +147,7 @@ def test_a_copy_saved_from_remote_code_loads_again(variant, picture, expected, t
     )
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "first"), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-c", script, str(variant), str(tmp_path / "copy")],
+        [fork_server.executable(), "-c", script, str(variant), str(tmp_path / "copy")],
         check=True,
         env=environment,
         capture_output=True,
@@ -283,7 +284,7 @@ def test_llm_is_pinned_to_its_commit(tmp_path):
         "TRANSFORMERS_VERBOSITY": "error",
     }
     run = subprocess.run(
-        [sys.executable, "-c", PIN, str(tmp_path), str(tmp_path / "hub")],
+        [fork_server.executable(), "-c", PIN, str(tmp_path), str(tmp_path / "hub")],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,5 +1,6 @@
 """The whole quickstart at its smallest, through the command line; accuracy is the real run's business."""
 
+from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
@@ -115,7 +116,7 @@ def test_scaling_page_is_made_even_where_scores_are_zero(family):
 
 def test_wrong_preset_is_refused(tmp_path):
     command = [
-        str(Path(sys.executable).with_name("fusedvlm")),
+        fork_server.executable("fusedvlm"),
         "quickstart",
         "--preset",
         "huge",

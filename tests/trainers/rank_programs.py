@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ContrastiveArguments, ContrastiveTrainer, GenerationArguments, GenerationTrainer
 

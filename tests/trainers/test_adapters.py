@@ -1,5 +1,6 @@
 """LoRA presets: what they match, what learns, and the way there and back through AutoModel."""
 
+from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
@@ -99,7 +100,7 @@ def test_exactly_the_adapters_learn_and_go_through_auto_classes(variant, process
     torch.save(expected, tmp_path / "expected.pt")
     if not tiny.OLDEST:  # transformers 5.16 does not load modules that learned whole
         run = subprocess.run(
-            [sys.executable, "-c", LOADED_ELSEWHERE, str(adapter), str(tmp_path)],
+            [fork_server.executable(), "-c", LOADED_ELSEWHERE, str(adapter), str(tmp_path)],
             env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
             capture_output=True,
             text=True,

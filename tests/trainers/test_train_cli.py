@@ -1,5 +1,6 @@
 """`fusedvlm train`: three stages one after the other, offline, at the smallest size; what they leave behind."""
 
+from fusedvlm.tests import fork_server
 import json
 import subprocess
 import sys
@@ -199,7 +200,7 @@ def test_print_config_is_a_recipe_of_the_same_run(tmp_path):
 
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path):
     words = ["train", "generation", "--preset", "cpu_smoke", "--learning_rte", "1"]
-    command = [sys.executable, "-m", "fusedvlm.cli", *words]
+    command = [fork_server.executable("fusedvlm"), *words]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
