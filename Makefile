@@ -42,7 +42,7 @@ format: development  ## Fix style and formatting.
 	$(BIN)/ruff format .
 
 pytest: development  ## Run the tests on all cores.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope $(PYTEST_ARGS)
 
 fuzz: development  ## Try 10,000 damaged cases of every kind of input; what fails goes into tests/fuzz/corpus. CASES=100000 tries more.
 	OMP_NUM_THREADS=1 FUSEDVLM_FUZZ_CASES=$(or $(CASES),10000) $(BIN)/pytest -n 2 --dist loadfile --durations 8 tests/fuzz

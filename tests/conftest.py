@@ -1,6 +1,7 @@
 """Fixtures for all tests: no network, one thread, a tiny model built once per session."""
 
 import os
+import pickle
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from filelock import FileLock
 
 from fusedvlm.tests import fork_server
 
@@ -50,6 +52,25 @@ def processor(model):
     from fusedvlm.tests import tiny
 
     return tiny.build_tiny_processor(model)
+
+
+@pytest.fixture(scope="session")
+def quickstart_family(tmp_path_factory):
+    """The quickstart at its smallest, run once for all workers of a test run (copy its folder before changing it)."""
+    from fusedvlm.quickstart.run import run
+    from fusedvlm.tests.quickstart.smallest import TINY
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    record = shared / "quickstart.pickle"
+    with FileLock(shared / "quickstart.lock"):
+        if not record.exists():
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(sys, "executable", fork_server.executable())  # its language model has a process
+                family = run(TINY, shared / "quickstart", "fusedvlm quickstart")
+            record.write_bytes(pickle.dumps(family))
+    return pickle.loads(record.read_bytes())
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,12 @@ interpreter, such as what a command imports or that a folder loads without this 
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 from transformers.utils import logging as hf_logging
+
+from fusedvlm.tests import fork_server
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["fusedvlm.tests.trainers.smoke"])  # which imports all that trains
@@ -80,6 +84,30 @@ def rendezvous(ranks: int) -> Iterator[list[dict[str, str]]]:
         meeting["GLOO_SOCKET_IFNAME"] = "lo"  # needs no name of this machine that resolves
     yield [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     del store
+
+
+def run_program(ranks: int, *arguments: Any) -> list[subprocess.CompletedProcess]:
+    """What `torchrun --nproc-per-node=ranks` would start: a Python program on every rank, which must succeed."""
+    with rendezvous(ranks) as environments:
+        processes = [
+            subprocess.Popen(
+                [fork_server.executable(), *map(str, arguments)],
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for environment in environments
+        ]
+        with ThreadPoolExecutor(ranks) as threads:  # so that no rank waits for its output to be read
+            said = list(threads.map(lambda process: process.communicate(timeout=240), processes))
+    ended = [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(processes, said, strict=True)
+    ]
+    for rank, process in enumerate(ended):
+        assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{process.stderr[-3000:]}"
+    return ended
 
 
 def run_ranks(ranks: int, function: Callable, *arguments: Any) -> list[Any]:

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from fusedvlm.tests import tiny
+from fusedvlm.tests import fork_server, tiny
 
-COMMAND = [str(Path(sys.executable).with_name("fusedvlm"))]
+INSTALLED = str(Path(sys.executable).with_name("fusedvlm"))
 
 
-def run(*arguments, cwd=None):
+def run(*arguments, cwd=None, command=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd, check=False
+        [command or fork_server.executable("fusedvlm"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -29,13 +34,13 @@ def pictures(tmp_path_factory):
 
 
 def test_help_lists_the_commands():
-    result = run("--help")
+    result = run("--help", command=INSTALLED)
     assert result.returncode == 0
     assert all(
         command in result.stdout
         for command in ("quickstart", "describe", "info", "convert", "profile", "plan", "scaling")
     )
-    assert run("--version").stdout.strip() == "0.1.0"
+    assert run("--version", command=INSTALLED).stdout.strip() == "0.1.0"
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,50 @@
 """Every code block of the README runs, in order, in a folder where the quickstart's results lie."""
 
-from fusedvlm.tests import fork_server
 import os
-import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from fusedvlm.tests import fork_server
+from fusedvlm.tests.pages import Page, blocks_of, names_of
+
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS = blocks_of(ROOT / "README.md", "python|bash")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(quickstart_family, tmp_path_factory):
     """A folder with what `make quickstart` leaves behind, made by the same code at its smallest."""
-    from fusedvlm.quickstart.run import run
-    from fusedvlm.tests.quickstart.test_quickstart import TINY
-
     folder = tmp_path_factory.mktemp("readme")
-    family = run(TINY, folder / "runs" / "quickstart", "fusedvlm quickstart")
-    largest = family.variant_folder()
+    shutil.copytree(quickstart_family.folder, folder / "runs" / "quickstart")
+    largest = folder / "runs" / "quickstart" / quickstart_family.variant_folder().name
     # The smallest run dials to m = 4; the README shows the real one's name and an m of 8.
     shutil.copytree(largest, largest.with_name("fusedvlm-m32"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def page(place):
+    """The README's blocks in that folder; those in Python share their names."""
+    namespace: dict = {"__name__": "readme"}
+
+    def run_block(kind: str, code: str) -> None:
+        if kind == "python":
+            code = code.replace("num_visual_tokens=[1, 8])", "num_visual_tokens=[1, 4])")
+            exec(compile(code, "README.md", "exec"), namespace)
+            return
+        for line in code.strip().splitlines():
+            run_line(line)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        page = Page(BLOCKS, run_block)
+        page.namespace = namespace
+        yield page
 
 
 def test_there_are_blocks_of_both_kinds():
@@ -35,19 +53,15 @@ def test_there_are_blocks_of_both_kinds():
     assert kinds.count("bash") >= 2
 
 
-def test_all_blocks_in_order(place, monkeypatch):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
-    namespace: dict = {"__name__": "readme"}
-    for kind, code in BLOCKS:
-        if kind == "python":
-            code = code.replace("num_visual_tokens=[1, 8])", "num_visual_tokens=[1, 4])")
-            exec(compile(code, "README.md", "exec"), namespace)
-            continue
-        for line in code.strip().splitlines():
-            run_line(line)
-    assert isinstance(namespace["answer"], str)
-    assert len(namespace["texts"]) == 2
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=names_of(BLOCKS))
+def test_block(page, number):
+    page.run(number)
+
+
+def test_what_the_blocks_leave_behind(page, place):
+    page.finish()
+    assert isinstance(page.namespace["answer"], str)
+    assert len(page.namespace["texts"]) == 2
     assert (place / "runs/mine/variant/model.safetensors").exists()
 
 

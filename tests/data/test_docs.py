@@ -15,9 +15,10 @@ from fusedvlm.tests.data.conftest import llava_row, save_image
 from fusedvlm.tests.data.server import chat_server
 from fusedvlm.tests.data.test_documents import embedder, nougat  # noqa: F401
 from fusedvlm.tests.data.test_questions import good
+from fusedvlm.tests.pages import Page, blocks_of, names_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+BLOCKS = [block for block in blocks_of(PAGE, r"\w+") if block[0] in ("yaml", "python", "bash")]
 
 
 def zipped(path: Path, rows: list) -> None:
@@ -43,10 +44,16 @@ def page_row(image: str, text: str) -> dict:
     }
 
 
-@pytest.fixture
-def raw(tmp_path, monkeypatch):
-    """The folder of the page's first section."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """The folder of the page's first section, and where we are."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("page"))
+        write_raw()
+        yield
+
+
+def write_raw() -> None:
     images = Path("raw/images")
     names = ["coco/train2017/1.jpg", "gqa/images/2.jpg", "ocr_vqa/images/3.jpg", "textvqa/train_images/4.jpg"]
     for name in [*names, "vg/VG_100K/11.jpg", "vg/VG_100K_2/22.jpg"]:
@@ -69,7 +76,6 @@ def raw(tmp_path, monkeypatch):
             [page_row("./imgs/CCpdf/pages/a.png", "Some words."), page_row("./imgs/b.png", "x")],
         )
     save_image(Path("raw/DocDownstream-1.0/imgs/b.png"))
-    return tmp_path
 
 
 def run_line(line: str, address: str, models: dict[str, str]) -> None:
@@ -85,23 +91,38 @@ def run_line(line: str, address: str, models: dict[str, str]) -> None:
     assert result.exit_code == 0, (line, result.exception)
 
 
-def test_the_page_runs_from_raw_data_to_shards(raw, nougat, embedder, monkeypatch):  # noqa: F811
+@pytest.fixture(scope="module")
+def page(raw, nougat, embedder):  # noqa: F811
     """The nougat of the page reads nonsense here, so no page is kept; nothing later needs one."""
     from fusedvlm.data.generate import documents
 
     original = documents.SentenceEmbedder
-    monkeypatch.setattr(documents, "SentenceEmbedder", lambda model, **kwargs: original(embedder, **kwargs))
     namespace: dict = {}
-    with chat_server(good) as (address, _):
-        for kind, text in BLOCKS:
+    with pytest.MonkeyPatch.context() as monkeypatch, chat_server(good) as (address, _):
+        monkeypatch.setattr(documents, "SentenceEmbedder", lambda model, **kwargs: original(embedder, **kwargs))
+
+        def run_block(kind: str, text: str) -> None:
             if kind == "yaml":
                 Path(re.match(r"# (\S+)", text)[1]).write_text(text)
             elif kind == "python":
                 exec(compile(text, "docs/data.md", "exec"), namespace)
-            elif kind == "bash":
+            else:
                 for line in text.strip().splitlines():
                     run_line(line, address, {"facebook/nougat-base": f"{nougat} --max-tokens 4"})
-    assert {sample["source"] for sample in namespace["dataset"]} == {
+
+        page = Page(BLOCKS, run_block)
+        page.namespace = namespace
+        yield page
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=names_of(BLOCKS))
+def test_block(page, number):
+    page.run(number)
+
+
+def test_the_page_leads_from_raw_data_to_shards(page):
+    page.finish()
+    assert {sample["source"] for sample in page.namespace["dataset"]} == {
         "llava",
         "svit",
         "referring",

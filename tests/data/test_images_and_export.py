@@ -1,10 +1,8 @@
 """Checking images, dropping, converting, manifests: through the command line, as a person would."""
 
-from fusedvlm.tests import fork_server
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +14,7 @@ from fusedvlm.data import load_source
 from fusedvlm.data.cli import app
 from fusedvlm.data.prepare.export import write_shards
 from fusedvlm.data.prepare.image_check import check_images
+from fusedvlm.tests import fork_server
 from fusedvlm.tests.data.conftest import save_image
 
 run = CliRunner().invoke

@@ -1,7 +1,5 @@
 """Mixtures: quotas, order as a function of (seed, epoch, i), and resumed runs that see what uninterrupted ones see."""
 
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -13,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fusedvlm.data.mixing.mixture import Mixture, endless_rows, epoch_quotas, normalised_weights
 from fusedvlm.tests import tiny
+from fusedvlm.tests.processes import run_program
 from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
 
 
@@ -113,7 +112,7 @@ def test_wrong_use(build, message):
 
 
 def test_entries_outside_are_refused():
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="2"):
         Mixture([[1, 2]])[2]
 
 
@@ -239,6 +238,4 @@ def test_two_ranks_see_every_row_once_and_resume_exactly(tmp_path):
     """Within the first and within the second epoch, with a worker process on each rank."""
     script = tmp_path / "ranks.py"
     script.write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run([*command, script, tmp_path / "out"], capture_output=True, text=True, timeout=200)
-    assert "exact" in result.stdout, result.stderr[-2000:]
+    assert "exact" in run_program(2, script, tmp_path / "out")[0].stdout

@@ -1,12 +1,10 @@
 """Questions from descriptions: a server that misbehaves, killed runs, a local model; journals."""
 
-from fusedvlm.tests import fork_server
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -19,7 +17,7 @@ from fusedvlm.data.cli import app
 from fusedvlm.data.generate.llm_client import Endpoint, LocalModel, Unanswered
 from fusedvlm.data.generate.questions import QuestionOptions, prompt_for, write_questions
 from fusedvlm.data.sample_files import Journal
-from fusedvlm.tests import tiny
+from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.data.server import chat_server
 
 CHOICE = "Question: What is on the table?\nA. A cup\nB. A book\nC. A lamp\nD. A hat\nAnswer: C\n"

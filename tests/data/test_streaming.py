@@ -1,8 +1,6 @@
 """Streaming mixtures: interrupted anywhere and continued equals never interrupted; nothing twice or lost in workers."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import datasets
@@ -13,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fusedvlm.data.mixing.streaming import StreamingMixture
+from fusedvlm.tests.processes import run_program
 
 SIZES = (23, 7, 12)
 
@@ -215,6 +214,4 @@ def test_two_ranks_with_workers_share_a_stream_without_overlap(tmp_path):
     """24 samples in all, of 48: within one pass of each source, so any repetition would be a fault."""
     script = tmp_path / "ranks.py"
     script.write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert "disjoint" in result.stdout, result.stderr[-2000:]
+    assert "disjoint" in run_program(2, script)[0].stdout

@@ -1,6 +1,5 @@
 """`fusedvlm check`: sound repositories pass, every kind of damage is one line that names the file."""
 
-from fusedvlm.tests import fork_server
 import copy
 import gzip
 import json
@@ -10,7 +9,6 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from fusedvlm.hub_cards.check.leaks import looks_like_pickle
 from fusedvlm.hub_cards.check.repository_check import check_files, check_folder, check_static
 from fusedvlm.hub_cards.release.release_files import checksums
+from fusedvlm.tests import fork_server
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ Faults are drawn from a seed. A fault counts only when it struck. What must hold
 `synthetic.broken_promises`; it is asked after every change on the Hub and after every run.
 """
 
-from fusedvlm.tests import fork_server
 import os
 import pickle
 import random
 import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +21,7 @@ from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.retry import RetryPolicy
+from fusedvlm.tests import fork_server
 from fusedvlm.tests.hub_cards.hub_server import Fault, HubServer
 from fusedvlm.tests.hub_cards.hub_store import Store
 from fusedvlm.tests.hub_cards.killable import TITLE

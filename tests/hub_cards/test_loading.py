@@ -1,10 +1,8 @@
 """From the served repository back to a model: in a process without this package, equal to the local one."""
 
-from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,12 @@ from fusedvlm.hub_cards.facts import StatedFacts
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.hub_cards.release.variant_release import build_release
+<<<<<<< HEAD
 from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests import tiny
+=======
+from fusedvlm.tests import fork_server, tiny
+>>>>>>> 1f8334d (Blocks of pages are tests of their own; one quickstart for all workers; programs over ranks without a launcher; weak tests made real; modules stay on one worker)
 from fusedvlm.tests.hub_cards.hub_server import HubServer
 from fusedvlm.tests.hub_cards.synthetic import Synthetic
 

@@ -1,14 +1,13 @@
 """The code in a card runs as pasted, against the very repository it is about, where this package is not installed."""
 
-from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from fusedvlm.hub_cards.card.lint_card import FENCE
+from fusedvlm.tests import fork_server
 
 # Runs the blocks of a card one after the other, as a reader would in a notebook, then prints what they found.
 RUNNER = """

@@ -1,13 +1,11 @@
 """A written Space runs as it is: launched in a process of its own and asked through Gradio's client."""
 
-from fusedvlm.tests import fork_server
 import importlib.util
 import json
 import os
 import re
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
@@ -15,7 +13,7 @@ import yaml
 from huggingface_hub import SpaceCardData
 
 from fusedvlm.hub_cards.release.space import space_files
-from fusedvlm.tests import tiny
+from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.hub_cards.tiny_family import save_variant
 
 needs_gradio = pytest.mark.skipif(

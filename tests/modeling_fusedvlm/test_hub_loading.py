@@ -1,6 +1,5 @@
 """A saved folder works under trust_remote_code where this package cannot be imported."""
 
-from fusedvlm.tests import fork_server
 import ast
 import json
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusedvlm.tests import tiny
+from fusedvlm.tests import fork_server, tiny
 
 ROOT = Path(__file__).parents[2]
 HUB_FILES = sorted(

@@ -21,31 +21,30 @@ def test_published_view_counts(case):
     assert count_views(height, width, 336, most) == PUBLISHED[case]
 
 
-def published_canvas(width: int, height: int, tile: int, most: int) -> tuple[int, int, int, int]:
-    """Straight from the description: (canvas width, canvas height, resized width, resized height), landscape."""
-    portrait = width < height
-    if portrait:
-        width, height = height, width
-    ratio = width / height
-    scale = 1
-    while scale * math.ceil(scale / ratio) <= most:
-        scale += 1
-    scale -= 1
-    new_width = scale * tile
-    new_height = int(new_width / ratio)
-    canvas_height = math.ceil(new_height / tile) * tile
-    result = (new_width, canvas_height, new_width, new_height)
-    return (result[1], result[0], result[3], result[2]) if portrait else result
+def most_columns(long: int, short: int, most: int) -> int:
+    """By trying every number of columns, in whole numbers: the most whose tiles, rows rounded up, are allowed."""
+    return max(columns for columns in range(1, most + 1) if columns * -(-columns * short // long) <= most)
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([8, 24, 336]), st.integers(1, 20))
-def test_canvas_for_any_size(width, height, tile, most):
+sides = st.one_of(
+    st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    # Sides that divide each other, where rounding errors of their ratio would show.
+    st.tuples(st.integers(1, 60), st.integers(1, 20)).map(lambda pair: (pair[0], pair[0] * pair[1])),
+)
+
+
+@given(sides, st.booleans(), st.sampled_from([8, 24, 336]), st.integers(1, 20))
+def test_canvas_is_the_largest_that_the_tiles_allow(pair, turned, tile, most):
+    long, short = max(pair), min(pair)
+    width, height = (short, long) if turned else (long, short)
     canvas = plan_canvas(height, width, tile, most)
-    expected = published_canvas(width, height, tile, most)
-    if min(expected[2:]) == 0:
-        return  # the published code fails here
-    ours = (canvas.columns * tile, canvas.rows * tile, canvas.resized_width, canvas.resized_height)
-    assert ours == expected
+    along, across = (canvas.rows, canvas.columns) if width < height else (canvas.columns, canvas.rows)
+    resized = (canvas.resized_width, canvas.resized_height)
+    assert along == most_columns(long, short, most)
+    assert max(resized) == along * tile  # the long side fills the canvas
+    exact = along * tile * short / long
+    assert max(1, exact - 1) - 1e-6 <= min(resized) <= max(1, exact)  # the short side keeps the shape, rounded down
+    assert across == math.ceil(min(resized) / tile)  # no row of tiles without picture
     assert canvas.resized_width + canvas.pad_left + canvas.pad_right == canvas.columns * tile
     assert canvas.resized_height + canvas.pad_top + canvas.pad_bottom == canvas.rows * tile
     assert 0 <= canvas.pad_bottom - canvas.pad_top <= 1

@@ -1,29 +1,26 @@
 """The whole quickstart at its smallest, through the command line; accuracy is the real run's business."""
 
-from fusedvlm.tests import fork_server
 import json
 import os
+import re
+import shutil
 import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
+from html import unescape
 
 import pytest
 import torch
 
-from fusedvlm.quickstart.settings import CPU
-
-TINY = replace(
-    CPU, minutes=5.0, num_images=96, num_held_out=24, llm_steps=6, warmup_steps=4, contrastive_steps=4,
-    generation_steps=14, batch_size=8, questions_per_task=4, num_visual_tokens=(1, 4),
-)  # fmt: skip
+from fusedvlm.tests import fork_server
+from fusedvlm.tests.quickstart.smallest import TINY
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    from fusedvlm.quickstart.run import run
-
-    return run(TINY, tmp_path_factory.mktemp("family"), "fusedvlm quickstart")
+def family(quickstart_family, tmp_path_factory):
+    """A copy of the family that these tests may move and write to."""
+    folder = tmp_path_factory.mktemp("family") / "quickstart"
+    shutil.copytree(quickstart_family.folder, folder)
+    return replace(quickstart_family, folder=folder)
 
 
 def test_every_stage_ran_and_was_recorded(family):
@@ -98,11 +95,29 @@ def test_report_shows_what_was_measured(family, tmp_path):
     page = write_report([family], tmp_path)
     html = page.read_text()
     assert html.count("data:image/png;base64,") == 2 + 2  # two plots, two example images
-    for score in family.results.scores:
-        assert f"{score.score:.3f}" in html
+    scores, latencies = table_after(html, "score (standard error)"), table_after(html, "latency, median of 3")
+    assert scores[0][1:] == latencies[0][1:] == ["m = 1", "m = 4"]
+    for row in scores[1:-2]:
+        measured = [s for s in family.results.scores if s.task == row[0]]
+        assert row[1:] == [f"{s.score:.3f} ({s.standard_error:.3f})" for s in measured]
+    assert {row[0] for row in scores[1:-2]} == {s.task for s in family.results.scores}
+    assert scores[-2] == ["mean", *(f"{mean:.3f}" for mean in family.mean_scores().values())]
+    assert scores[-1] == ["mean, images swapped", *(f"{mean:.3f}" for mean in family.mean_scores(True).values())]
+    timings = family.results.latencies
+    assert latencies[1] == ["first token, ms", *(f"{1000 * row.time_to_first_token:.1f}" for row in timings)]
+    assert latencies[2] == ["8 tokens, ms", *(f"{1000 * row.seconds_per_answer:.1f}" for row in timings)]
+    shown = re.findall(r"<p><b>(.*?)</b> <small>right: (.*?)</small>", html)
+    assert [tuple(map(unescape, pair)) for pair in shown] == [(e["question"], e["expected"]) for e in family.examples]
     document = json.loads((tmp_path / "report.json").read_text())
     assert document["families"][0]["mean_score"] == {str(m): s for m, s in family.mean_scores().items()}
     assert "http" not in html.replace("http-equiv", "")  # self-contained
+
+
+def table_after(html: str, corner: str) -> list[list[str]]:
+    """The cells' text, row by row, of the table whose first cell begins with `corner`."""
+    (table,) = [table for table in re.findall(r"<table>(.*?)</table>", html, re.DOTALL) if corner[:12] in table]
+    rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    return [[unescape(re.sub(r"<[^>]+>", "", cell)) for cell in row] for row in rows]
 
 
 def test_scaling_page_is_made_even_where_scores_are_zero(family):

@@ -1,7 +1,6 @@
 """Every command end to end: JSON alone on standard output, content of documents, resuming, several processes, refusals."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from typer.testing import CliRunner
 
 from fusedvlm.scaling.cli import app, plan
+from fusedvlm.tests.processes import run_program
 from fusedvlm.tests.tiny import build_model, build_tiny_processor, text_tokenizer
 
 ROOT = typer.Typer(pretty_exceptions_enable=False)
@@ -190,16 +190,10 @@ def test_divergence_continues_from_its_state(measure, tmp_path):
 
 
 def test_two_processes_measure_the_same(measure, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     runner = tmp_path / "run.py"
     runner.write_text("from fusedvlm.scaling.cli import app\napp()\n")
     arguments = [str(a) for a in measure[1:]] + ["--json", "--state", str(tmp_path / "s.npz")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    result = subprocess.run(
-        [*command, str(runner), *arguments], capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    shared, alone = json.loads(result.stdout), document(*measure)
+    shared, alone = json.loads("".join(rank.stdout for rank in run_program(2, runner, *arguments))), document(*measure)
     assert (tmp_path / "s.0of2.npz").exists()
     assert shared["pairs"] == alone["pairs"] == 10
     for name in ("mean_distance", "std_distance", "psi_eq", "upsilon", "alpha"):

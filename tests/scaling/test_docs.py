@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 import fusedvlm
 from fusedvlm.cli import app
+from fusedvlm.tests.pages import Page, blocks_of, names_of
 from fusedvlm.tests.tiny import build_model, build_tiny_processor, text_tokenizer
 
 PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "scaling.md"
 if not PAGE.exists():
     pytest.skip("docs are not part of an installed package", allow_module_level=True)
 COMMANDS = re.findall(r"^    (fusedvlm .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = blocks_of(PAGE, "python")
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,23 @@ def test_commands_of_the_page(place, command, monkeypatch):
         assert "What the question adds: paper" in page
 
 
-def test_code_of_the_page(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    """Blocks of Python, each with names of its own, in one folder."""
     assert BLOCKS
-    for block in BLOCKS:
-        exec(compile(block, str(PAGE), "exec"), {})
-    assert (tmp_path / "pope.png").exists()
+    folder = tmp_path_factory.mktemp("code")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        page = Page(BLOCKS, lambda kind, block: exec(compile(block, str(PAGE), "exec"), {}))
+        page.folder = folder
+        yield page
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=names_of(BLOCKS))
+def test_code_of_the_page(code, number):
+    code.run(number)
+
+
+def test_the_code_of_the_page_draws(code):
+    code.finish()
+    assert (code.folder / "pope.png").exists()

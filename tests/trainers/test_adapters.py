@@ -1,10 +1,8 @@
 """LoRA presets: what they match, what learns, and the way there and back through AutoModel."""
 
-from fusedvlm.tests import fork_server
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from peft import PeftModel
 from transformers import CLIPVisionModel
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-from fusedvlm.tests import tiny
+from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.trainers.test_trainers import DATA, arguments
 from fusedvlm.trainers import ConversationCollator, GenerationArguments, GenerationTrainer
 from fusedvlm.trainers.lora import LORA_PRESETS, add_lora, lora_config

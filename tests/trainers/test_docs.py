@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import fusedvlm
 from fusedvlm.cli import app
+from fusedvlm.tests.pages import Page, blocks_of, names_of
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.checkpoints import problems
 from fusedvlm.trainers.recipes import FOLDER
@@ -19,7 +20,8 @@ PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "training.md"
 if not PAGE.exists():
     pytest.skip("docs are not part of an installed package", allow_module_level=True)
 TEXT = PAGE.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python|console)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+BLOCKS = blocks_of(PAGE, "bash|python|console")
+RUN = [block for block in BLOCKS if block[0] != "console"]
 HEREDOC = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF\n", re.DOTALL | re.MULTILINE)
 
 
@@ -49,16 +51,30 @@ def run_command(line: str) -> None:
     assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
-def test_all_blocks_in_order(place, monkeypatch):
-    monkeypatch.chdir(place)
-    for kind, block in BLOCKS:
-        if kind == "python":
-            exec(compile(block, "docs/training.md", "exec"), {})
-        elif kind == "bash":
-            for name, text in HEREDOC.findall(block):
-                Path(name).write_text(text)
-            for line in HEREDOC.sub("", block).splitlines():
-                run_command(line)
+def run_block(kind: str, block: str) -> None:
+    if kind == "python":
+        exec(compile(block, "docs/training.md", "exec"), {})
+        return
+    for name, text in HEREDOC.findall(block):
+        Path(name).write_text(text)
+    for line in HEREDOC.sub("", block).splitlines():
+        run_command(line)
+
+
+@pytest.fixture(scope="module")
+def page(place):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(place)
+        yield Page(RUN, run_block)
+
+
+@pytest.mark.parametrize("number", range(len(RUN)), ids=names_of(RUN))
+def test_block(page, number):
+    page.run(number)
+
+
+def test_what_the_blocks_leave_behind(page, place):
+    page.finish()
     for folder in ("contrastive/final", "generation/final", "variants/fusedvlm-m8", "variants/fusedvlm-m1",
                    "elastic/final", "mine/final", "python/final", "two/final"):  # fmt: skip
         assert problems(place / "runs" / folder) == [], folder

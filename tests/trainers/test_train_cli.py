@@ -1,9 +1,7 @@
 """`fusedvlm train`: three stages one after the other, offline, at the smallest size; what they leave behind."""
 
-from fusedvlm.tests import fork_server
 import json
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from fusedvlm.cli import app
-from fusedvlm.tests import tiny
+from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers import run_recipe
 from fusedvlm.trainers.checkpoints import problems
