@@ -12,12 +12,8 @@ from fusedvlm.hub_cards.facts import StatedFacts
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.hub_cards.release.variant_release import build_release
-<<<<<<< HEAD
 from fusedvlm.retry import RetryPolicy
-from fusedvlm.tests import tiny
-=======
 from fusedvlm.tests import fork_server, tiny
->>>>>>> 1f8334d (Blocks of pages are tests of their own; one quickstart for all workers; programs over ranks without a launcher; weak tests made real; modules stay on one worker)
 from fusedvlm.tests.hub_cards.hub_server import HubServer
 from fusedvlm.tests.hub_cards.synthetic import Synthetic
 
