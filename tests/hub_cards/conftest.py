@@ -1,12 +1,20 @@
 """A Hub to push to, and a client that may speak to it: the suite is offline otherwise."""
 
+import sys
 import time
 
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
+from fusedvlm.tests import fork_server
 from fusedvlm.tests.hub_cards.hub_server import HubServer
+
+
+@pytest.fixture(autouse=True)
+def forked_interpreters(monkeypatch):
+    """The processes in which checks load a variant are forks (see `fusedvlm.tests.fork_server`)."""
+    monkeypatch.setattr(sys, "executable", fork_server.executable())
 
 
 @pytest.fixture

@@ -98,9 +98,9 @@ def test_a_damaged_upload_is_refused(api, repo, monkeypatch, transfer):
     from huggingface_hub import lfs
 
     monkeypatch.setattr(lfs, "_upload_parts_iteratively", lambda **kwargs: [])
-    with pytest.raises(HfHubHTTPError) as error:
+    with pytest.raises(RuntimeError, match=r"Error while uploading 'model\.safetensors'") as error:
         commit(api, repo, model_safetensors=WEIGHTS)
-    assert status_of(error) in (400, 404, 422)
+    assert "does not have the promised hash" in str(error.value.__cause__)
     assert len(api.list_repo_commits(repo)) == 1
 
 
@@ -118,7 +118,7 @@ def test_deleting_files_and_folders(api, repo):
     commit(api, repo, a_txt=b"a", b_txt=b"b")
     api.create_commit(repo, [CommitOperationDelete("a.txt")], commit_message="less")
     assert {row.path for row in api.list_repo_tree(repo)} == {".gitattributes", "b.txt"}
-    with pytest.raises(EntryNotFoundError, match=r"a\.txt"):
+    with pytest.raises(EntryNotFoundError, match="A file with this name doesn't exist"):
         api.create_commit(repo, [CommitOperationDelete("a.txt")], commit_message="less")
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html import unescape
 
@@ -143,9 +144,10 @@ def test_wrong_preset_is_refused(tmp_path):
     assert "presets are cpu, gpu" in result.stderr
 
 
-def test_language_model_that_cannot_train_is_reported(tmp_path):
+def test_language_model_that_cannot_train_is_reported(tmp_path, monkeypatch):
     from fusedvlm.quickstart.pretraining import LanguageModelProcess
 
+    monkeypatch.setattr(sys, "executable", fork_server.executable())
     process = LanguageModelProcess(replace(TINY, llm_width=-1), tmp_path / "llm")
     with pytest.raises(RuntimeError, match="Pretraining the language model failed"):
         process.wait()
