@@ -93,7 +93,12 @@ def stand_in(real: str, address: str, settings: dict[str, str | None], command: 
     work = wanted(arguments) if command == "python" else ("fusedvlm", "", arguments)
     if work is None or any(os.environ.get(name) != value for name, value in settings.items()):
         os.execv(ours[0], ours)
-    request = {"work": work, "folder": os.getcwd(), "environment": dict(os.environ), "executable": sys.argv[0]}
+    request = {
+        "work": work,
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "executable": os.path.join(os.path.dirname(address), "python"),
+    }
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(address)

@@ -1,5 +1,6 @@
 """docs/publishing.md: its commands run in one shell, on a family of the quickstart at its smallest."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -50,7 +51,8 @@ class Shell:
         return Path(self.errors.name).read_text(encoding="utf-8")
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended with a block that failed
+            self.process.stdin.close()
         self.process.wait(60)
         self.process.stdout.close()
         self.errors.close()
