@@ -120,6 +120,9 @@ class CountedFacts:
         trained_num_visual_tokens: every m the weights were trained with.
         self_contained: whether the language model's weights are in the repository.
         parameters: all parameters by group; the groups add up to the model.
+        connector, connector_summary: its name, and what it does in a sentence; None for the fused one.
+        counts_per_view: whether m counts the tokens of each view.
+        possible_num_visual_tokens: every m there is, where it is not simply 1 to the largest trained one.
         weight_bytes: size of the safetensors files.
         sha256: of each file the facts were counted in.
     """
@@ -137,6 +140,10 @@ class CountedFacts:
     sha256: Mapping[str, str]
     vision: Backbone
     language_model: Backbone
+    connector: str = "fused"
+    connector_summary: str | None = None
+    counts_per_view: bool = False
+    possible_num_visual_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

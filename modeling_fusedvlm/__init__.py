@@ -12,8 +12,10 @@ from .modeling_fusedvlm import (
     FusedVLMModel,
     FusedVLMPreTrainedModel,
 )
+from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
 from .modeling_fusedvlm_loading import TOWER_LOADERS
 from .open_clip_towers import load_open_clip_tower
+from .own_connectors import load_connector, load_from_environment
 
 TOWER_LOADERS["open_clip"] = load_open_clip_tower
 # push_to_hub writes the package's card. A layer above plugs in here; code that travels to the Hub knows nothing of it.
@@ -24,12 +26,17 @@ AutoConfig.register(FusedVLMConfig.model_type, FusedVLMConfig, exist_ok=True)
 AutoModel.register(FusedVLMConfig, FusedVLMModel, exist_ok=True)
 AutoModelForImageTextToText.register(FusedVLMConfig, FusedVLMForConditionalGeneration, exist_ok=True)
 
+load_from_environment()
+
 __all__ = [
     "FusedVLMConfig",
+    "FusedVLMConnector",
     "FusedVLMForConditionalGeneration",
     "FusedVLMForContrastiveLearning",
     "FusedVLMFuserConfig",
     "FusedVLMFusionModel",
     "FusedVLMModel",
     "FusedVLMPreTrainedModel",
+    "load_connector",
+    "register_connector",
 ]

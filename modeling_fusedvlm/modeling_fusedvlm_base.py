@@ -6,7 +6,7 @@ from transformers import AutoConfig, PreTrainedModel, initialization as init
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_connector_fused import FusedVLMProjector
-from .modeling_fusedvlm_connectors import FusedVLMConnector, connector_class
+from .modeling_fusedvlm_connectors import FusedVLMConnector, carrying_connector, connector_class
 from .modeling_fusedvlm_integrity import check_finite, check_record, check_tensors, recording
 from .modeling_fusedvlm_loading import (
     find_image_token_id,
@@ -185,11 +185,12 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             merged: write the LLM too, as a self-contained copy. Always so for a model that refers to no LLM.
         """
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        is_main = kwargs.get("is_main_process", True)
         # CODEPATH: variants by reference leave the LLM out; merged ones and models without a reference hold it.
         if merged or self.config.text_model_name_or_path is None:
             ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, None
             try:
-                with recording(self.config):
+                with recording(self.config), carrying_connector(self.config.connector_class, save_directory, is_main):
                     return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
             finally:
                 self._keys_to_ignore_on_save = ignored
@@ -201,7 +202,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             # The trained parts are not quantised, so the variant must not claim to be.
             quantization_config = self.config.__dict__.pop("quantization_config", None)
         try:
-            with recording(self.config):
+            with recording(self.config), carrying_connector(self.config.connector_class, save_directory, is_main):
                 return super().save_pretrained(save_directory, state_dict=trained, **kwargs)
         finally:
             if quantizer is not None:

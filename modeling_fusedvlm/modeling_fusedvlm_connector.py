@@ -57,6 +57,7 @@ class FusedVLMConnector(nn.Module):
 
     Class attributes:
         name: how a configuration calls it; set by `register_connector`.
+        summary: what it does in one sentence, for the card; None says what the fused one does.
         settings: {field: default} of `connector_config`; a field with another name is refused.
         reads_question: what the connector does with the question: "never", "optional" (`fuse_question` decides) or
             "always".
@@ -71,6 +72,7 @@ class FusedVLMConnector(nn.Module):
     """
 
     name = ""
+    summary: str | None = "A connector of its own makes visual tokens of the views."
     settings: dict[str, Any] = {}
     reads_question = "never"
     question_tokens = "own"
@@ -276,6 +278,15 @@ class FusedVLMConnector(nn.Module):
         num_patches = grid_side(self.config) ** 2  # a class token, where there is one, stands in front
         states = [outputs.hidden_states[layer][:, -num_patches:] for layer in self.hidden_layers()]
         return torch.cat(states, dim=-1), outputs
+
+    def unread_parameters(self, tower: nn.Module) -> set[str]:
+        """Names of the tower's parameters that no view token depends on: layers and norms behind the last one read."""
+        lists = [(name, part) for name, part in tower.named_modules() if isinstance(part, nn.ModuleList)]
+        depth, read = self.config.vision_config.num_hidden_layers, max(self.hidden_layers())
+        name = next(name for name, part in lists if len(part) == depth)
+        behind = tuple(f"{name}.{layer}." for layer in range(read, depth))
+        behind += ("post_layernorm.", "layernorm.", "norm.", "head.")
+        return {name for name, _ in tower.named_parameters() if name.startswith(behind)}
 
     def view_settings(self) -> dict[str, Any]:
         """Settings that view tokens depend on, for the key of a cache."""

@@ -35,6 +35,7 @@ class FusedVLMAnchoredConnector(FusedVLMConnector):
     pre-norm with residuals and an MLP, and patches and anchors have sine positions.
     """
 
+    summary = "Averages of the patch grid keep the layout, queries that have seen them add detail (PARCEL)."
     reads_question = "optional"
     question_tokens = "llm"
     settings = {"anchor_grids": None, "num_queries": None, "num_heads": None, "mlp_ratio": 4}

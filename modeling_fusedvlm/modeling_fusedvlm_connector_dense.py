@@ -17,6 +17,7 @@ class FusedVLMDenseConnector(FusedVLMConnector):
     m is N, the patches of one view.
     """
 
+    summary = "Every patch of every view becomes a token, through a small MLP (LLaVA)."
     settings = {"mlp_layers": 2}
 
     @classmethod

@@ -33,6 +33,7 @@ class FusedVLMProjector(nn.Linear):
 class FusedVLMFusedConnector(FusedVLMConnector):
     """Fusion rows through a causal decoder; m counts the tokens of an image, however many views it has."""
 
+    summary = None
     reads_question = "optional"
     nested = True
     per_view = False
@@ -168,6 +169,10 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         if self.config.vision_config.model_type in TOWERS_TO_NORMALISE:
             tokens = tower.post_layernorm(tokens)
         return self.model.merger(tokens[:, -(grid_side(self.config) ** 2) :]), outputs
+
+    def unread_parameters(self, tower: nn.Module) -> set[str]:
+        """The last layer is read, and its norm."""
+        return set()
 
     def view_settings(self) -> dict[str, Any]:
         """Whether there are a merge and a newline."""

@@ -27,6 +27,7 @@ class FusedVLMPoolConnector(FusedVLMConnector):
     published code floors counts that are no squares, and accepts more tokens than patches; here they are refused.
     """
 
+    summary = "Patches are averaged over squares of their grid (Matryoshka Multimodal Models, TokenFLEX)."
     settings = {"order": PROJECT_FIRST, "mlp_layers": 2}
 
     @classmethod

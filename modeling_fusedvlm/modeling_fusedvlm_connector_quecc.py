@@ -44,6 +44,7 @@ class FusedVLMQueCCConnector(FusedVLMConnector):
     side of the grid (other kernels crash in the published code, and are refused here).
     """
 
+    summary = "Queries made of patches and question each read their own part of the image (QueCC)."
     reads_question = "always"
     question_tokens = "llm"
     settings = {"kernel_size": None, "stride": None, "layers": None, "num_heads": 8, "mlp_layers": 2}

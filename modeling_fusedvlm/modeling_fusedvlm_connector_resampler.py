@@ -26,6 +26,7 @@ class FusedVLMResamplerConnector(FusedVLMConnector):
     The published code gives M tokens for m > M without a word; here that is refused.
     """
 
+    summary = "Learned queries read the patches in one cross-attention (Matryoshka Query Transformer)."
     nested = True
     settings = {"num_queries": None, "num_heads": None, "keys": POSITIONS}
 

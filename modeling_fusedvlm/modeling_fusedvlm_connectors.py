@@ -1,5 +1,10 @@
 """All connectors by name. A connector that travels with a variant is imported here, in a line of its own."""
 
+import inspect
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
 from .modeling_fusedvlm_connector import CONNECTORS, FusedVLMConnector, register_connector
 from .modeling_fusedvlm_connector_anchored import FusedVLMAnchoredConnector
 from .modeling_fusedvlm_connector_custom import __doc__ as CUSTOM_CONNECTOR
@@ -31,6 +36,44 @@ def connector_class(name: str) -> type[FusedVLMConnector]:
             "must be loaded first (FUSEDVLM_CONNECTORS=file.py), or load the variant with trust_remote_code=True."
         )
     return CONNECTORS[name]
+
+
+CUSTOM_FILE = "modeling_fusedvlm_connector_custom.py"
+FROM_PACKAGE = re.compile(r"^(\s*)from fusedvlm\.modeling_fusedvlm\.(modeling_fusedvlm\w*) import", re.MULTILINE)
+
+
+def travelling_source(connector: type[FusedVLMConnector]) -> str | None:
+    """Source of a connector that is not one of these files, as it stands in `CUSTOM_FILE` of a saved variant.
+
+    Imports of the package's files that travel become imports of the files beside it. None for connectors that travel by
+    themselves.
+
+    Raises:
+        ValueError: when the file imports more of the package, which others do not have.
+    """
+    file = Path(inspect.getsourcefile(connector))
+    if file.parent == Path(__file__).parent:
+        return None
+    source = FROM_PACKAGE.sub(r"\1from .\2 import", file.read_text(encoding="utf-8"))
+    if left := re.search(r"^\s*(?:from|import) fusedvlm\b.*$", source, re.MULTILINE):
+        raise ValueError(
+            f"{file.name} cannot travel with a variant: {left.group().strip()!r}; import from "
+            "fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connector and _connector_parts only."
+        )
+    return source
+
+
+@contextmanager
+def carrying_connector(connector: type[FusedVLMConnector], folder: str, is_main: bool):
+    """Put the source of a connector of the user's own into the folder that is saved inside the block.
+
+    Raises:
+        ValueError: before anything is written, when the source cannot travel.
+    """
+    source = travelling_source(connector)
+    yield
+    if source is not None and is_main:
+        (Path(folder) / CUSTOM_FILE).write_text(source, encoding="utf-8")
 
 
 __all__ = ["BUILT_IN", "CONNECTORS", "CUSTOM_CONNECTOR", "FusedVLMConnector", "connector_class", "register_connector"]

@@ -62,17 +62,27 @@ def select_trainable(model: nn.Module, stage: str, freeze: tuple[str, ...] = ())
         if not any(name.startswith(prefix) for name in names):
             raise ValueError(f"freeze={prefix!r} matches no parameter; modules are {_modules(names)}.")
     has_adapters = isinstance(model, PeftModel)
+    unread = set() if has_adapters else _unread_parameters(model)
     trainable = []
     for name, parameter in model.named_parameters():
         # CODEPATH: peft has switched gradients on for what it added; everything else follows from the stage.
         learns = parameter.requires_grad if has_adapters else name.startswith(STAGES[stage])
-        learns = learns and not name.startswith(freeze or ("\0",))
+        learns = learns and not name.startswith(freeze or ("\0",)) and name not in unread
         parameter.requires_grad_(learns)
         if learns:
             trainable.append(name)
     if not trainable:
         raise ValueError(f"Nothing is left to learn at stage {stage!r} with freeze={freeze}.")
     return trainable
+
+
+def _unread_parameters(model: nn.Module) -> set[str]:
+    """Parameters of the vision tower that the connector does not read, and that no gradient can reach."""
+    base = getattr(model, "model", None)
+    connector, tower = getattr(base, "connector", None), getattr(base, "vision_tower", None)
+    if connector is None or tower is None:
+        return set()
+    return {f"model.vision_tower.{name}" for name in connector.unread_parameters(tower)}
 
 
 def group_parameters(

@@ -5,7 +5,7 @@ facts before anybody sees it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -83,7 +83,8 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "title": render_title(facts),
         "m": facts.m,
         "largest": max(facts.counted.trained_num_visual_tokens),
-        "other_m": max(1, facts.m // 2),
+        "other_m": _other_m(facts),
+        "possible": possible_counts(facts.counted.possible_num_visual_tokens),
         "glance": glance(facts),
         "family": family_table(facts),
         "means": means,
@@ -96,6 +97,19 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "terms": TERMS.get(facts.stated.license),
         "missing": MISSING,
     }
+
+
+def _other_m(facts: CardFacts) -> int:
+    """Another m to show the dial with, half of this one or next below; this one where there is no other."""
+    half, possible = max(1, facts.m // 2), facts.counted.possible_num_visual_tokens
+    return max((m for m in possible if m <= half), default=min(possible)) if possible else half
+
+
+def possible_counts(counts: Sequence[int]) -> str:
+    """Every m as text: a list, or a range where there is none missing between."""
+    if len(counts) > 2 and list(counts) == list(range(counts[0], counts[-1] + 1)):
+        return f"every m from {counts[0]} to {counts[-1]}"
+    return "m = " + ", ".join(map(str, counts))
 
 
 def _enough(means: Mapping[int, float]) -> int | None:

@@ -25,11 +25,13 @@ inputs = processor.apply_chat_template(
 output = model.eval().generate(
     **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
 )
+connector = getattr(model.model, "connector", None)
+copies = int(inputs["image_num_views"][0]) if getattr(connector, "per_view", False) else 1
 print(json.dumps({
     "missing": sorted(report["missing_keys"]),
     "mismatched": sorted(map(str, report["mismatched_keys"])),
     "placeholders": int((inputs["input_ids"] == model.config.image_token_id).sum()),
-    "m": model.config.num_visual_tokens,
+    "m": model.config.num_visual_tokens * copies,
     "new_tokens": output.sequences.shape[1] - inputs["input_ids"].shape[1],
     "finite": all(bool(torch.isfinite(logits).any()) and not bool(logits.isnan().any()) for logits in output.logits),
 }))

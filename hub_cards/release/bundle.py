@@ -15,6 +15,7 @@ import fusedvlm.modeling_fusedvlm
 import fusedvlm.processing
 from fusedvlm.files import read_json
 from fusedvlm.hub_cards.facts import COMMIT, HUB_ID
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CUSTOM_FILE
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES
 
 CODE_PATTERNS = (
@@ -120,7 +121,7 @@ def bundle(folder: Path) -> tuple[Files, list[str]]:
         ValueError: when the folder is not a complete variant, refers to a language model that others cannot load, or
             the code breaks an import rule; the message names the file.
     """
-    code = code_files()
+    code = [_own_connector(folder, path) for path in code_files()]
     if problems := check_code(code):
         raise ValueError(f"The code that travels with a variant breaks a rule: {problems[0]}")
     files: Files = {path.relative_to(folder).as_posix(): path for path in _matching(folder)}
@@ -141,6 +142,12 @@ def bundle(folder: Path) -> tuple[Files, list[str]]:
         f"{path.name} stays here" for path in sorted(folder.iterdir()) if path.is_file() and path.name not in kept
     ]
     return files, notes
+
+
+def _own_connector(folder: Path, path: Path) -> Path:
+    """The variant's copy of the one file that may hold a connector of its own; every other file is the package's."""
+    own = folder / path.name
+    return own if path.name == CUSTOM_FILE and own.is_file() else path
 
 
 def _matching(folder: Path) -> list[Path]:

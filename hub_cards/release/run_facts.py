@@ -78,7 +78,19 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
         sha256={name: content_hash(files[name]) for name in ("config.json", *sorted(weights))},
         vision=_backbone(model, "vision", stated.vision_license),
         language_model=_backbone(model, "text", stated.llm_license),
+        **_connector_facts(model),
     )
+
+
+def _connector_facts(config) -> dict[str, Any]:
+    kind = config.connector_class
+    possible = tuple(m for m in kind.counts(config) if m <= config.max_num_visual_tokens)
+    return {
+        "connector": config.connector,
+        "connector_summary": kind.summary,
+        "counts_per_view": kind.per_view,
+        "possible_num_visual_tokens": () if possible == tuple(range(1, possible[-1] + 1)) else possible,
+    }
 
 
 def _backbone(config, role: str, license: str | None) -> Backbone:

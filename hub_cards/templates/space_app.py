@@ -31,6 +31,7 @@ def load():
 
 model, processor = load()
 LARGEST_M = model.config.max_num_visual_tokens
+COUNTS = [m for m in model.config.connector_class.counts(model.config) if m <= LARGEST_M]
 
 
 class Stream(TextIteratorStreamer):
@@ -98,9 +99,13 @@ with gr.Blocks(title=SETTINGS["title"]) as demo:
         with gr.Column():
             picture = gr.Image(type="pil", label="Image")
             words = gr.Textbox(label="Question", value=SETTINGS["question"], lines=2)
-            dial = gr.Slider(
-                1, LARGEST_M, value=model.config.num_visual_tokens, step=1, label="Visual tokens m", interactive=True
-            )
+            if list(range(COUNTS[0], LARGEST_M + 1)) == COUNTS and len(COUNTS) > 1:
+                dial = gr.Slider(
+                    COUNTS[0], LARGEST_M, value=model.config.num_visual_tokens, step=1, label="Visual tokens m",
+                    interactive=True,
+                )  # fmt: skip
+            else:
+                dial = gr.Dropdown(COUNTS, value=model.config.num_visual_tokens, label="Visual tokens m")
             longest = gr.Slider(1, 512, value=64, step=1, label="Longest answer, tokens")
             button = gr.Button("Ask", variant="primary")
         with gr.Column():

@@ -37,7 +37,8 @@ class ModelArguments:
         num_visual_tokens, num_followup_visual_tokens: m and m'.
         trained_num_visual_tokens: every m that is trained, for elastic runs; the largest is the end of the dial.
         max_local_views: most local views of an image (HD-9 is 9).
-        connector: how view tokens become visual tokens; the saved model's own, or fused, when not given.
+        connector: how view tokens become visual tokens: a name, or the file of your own (`my_connector.py`); the saved
+            model's own, or fused, when not given.
         connector_config: its settings.
         fuse_question: whether the connector reads the question; by default it does if it can.
         fuser_config: sizes of the fused connector's decoder that differ from the tower's; others have none.

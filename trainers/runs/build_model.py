@@ -22,6 +22,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import connector_class
+from fusedvlm.modeling_fusedvlm.own_connectors import resolve_connector
 from fusedvlm.processing import FusedVLMProcessor, build_processor
 from fusedvlm.processing.build_processor import clip_query_tokenizer
 from fusedvlm.trainers.checkpoints import MARKER, problems, whole_folder
@@ -117,7 +118,7 @@ def _from_saved(arguments: ModelArguments, stage: str):
     options = {"revision": arguments.model_revision} if arguments.model_revision else {}
     processor = FusedVLMProcessor.from_pretrained(path, **options)
     model = kind.from_pretrained(path, **options, **_loading(arguments))
-    if arguments.connector not in (None, model.config.connector):
+    if arguments.connector is not None and resolve_connector(arguments.connector) != model.config.connector:
         raise ValueError(
             f"model.connector={arguments.connector}, but {path} has a {model.config.connector} connector; leave "
             "model.connector out, or start from model.vision and model.text."
@@ -132,7 +133,7 @@ def _loading(arguments: ModelArguments) -> dict:
 
 
 def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, seed: int):
-    connector = arguments.connector or "fused"
+    connector = resolve_connector(arguments.connector or "fused")
     query_tokenizer = load_query_tokenizer(arguments.query_tokenizer)
     vision = arguments.vision
     if isinstance(vision, dict):
