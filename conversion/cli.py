@@ -30,6 +30,9 @@ def convert(
     max_local_views: Annotated[int | None, typer.Option(min=0, help="HD setting (HD-9 is 9).")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder of the LLM's tokenizer.")] = None,
     query_tokenizer: Annotated[str | None, typer.Option(help="Folder of the fusion module's tokenizer.")] = None,
+    vision_model: Annotated[
+        str | None, typer.Option(help="Vision tower of a QueCC checkpoint, which has none; its config's by default.")
+    ] = None,
     published_answer_mask: Annotated[
         bool, typer.Option("--published-answer-mask", help="Stage 1 with the published batch-dependent mask.")
     ] = False,
@@ -65,6 +68,7 @@ def convert(
             max_local_views=max_local_views,
             tokenizer=tokenizer,
             query_tokenizer=query_tokenizer,
+            vision_model=vision_model,
             published_answer_mask=published_answer_mask,
             dtype=dtype,
         )

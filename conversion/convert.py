@@ -19,8 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.modeling_fusedvlm.configuration_fusedvlm import FusedVLMConfig
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import PLACEHOLDER_TOKENS, is_language_key
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import (
+    PLACEHOLDER_TOKENS,
+    is_language_key,
+    load_vision_tower,
+)
 
+from . import published_quecc
 from .published_files import copy_tokenizer, first_placeholder_id, read_json_if_there, read_weights
 from .published_names import KeyReport, published_stage, to_ours
 
@@ -59,6 +64,8 @@ class ConversionOptions:
         max_local_views: HD setting, where there is no preprocessor config.
         tokenizer, query_tokenizer: folders of the LLM's and the fusion module's tokenizers, where the published folder
             lacks them.
+        vision_model: repo id or folder of the vision tower, for QueCC checkpoints, which have none; by default the one
+            that their config names.
         published_answer_mask: stage 1 with the published batch-dependent mask.
         dtype: cast the weights, e.g. "bfloat16"; by default they stay as stored.
     """
@@ -72,6 +79,7 @@ class ConversionOptions:
     max_local_views: int | None = None
     tokenizer: str | None = None
     query_tokenizer: str | None = None
+    vision_model: str | None = None
     published_answer_mask: bool = False
     dtype: str | None = None
 
@@ -111,6 +119,8 @@ def load_published(
         with tempfile.TemporaryDirectory() as scratch:
             return load_published(source, options, _collect_tokenizers(source, Path(scratch), options))
     published = read_weights(source)
+    if published_quecc.is_quecc(published):
+        return _load_quecc(source, published, options, tokenizers)
     stage = published_stage(published)
     keys = to_ours(published, stage)
     state = {name: published[name] for name in keys.used}
@@ -125,6 +135,49 @@ def load_published(
         _set_generation_defaults(model, tokenizers["llm"])
         if options.text_model is not None:
             _check_text_model(state, options)
+    return model, report
+
+
+def _load_quecc(
+    source: Path, published: dict[str, torch.Tensor], options: ConversionOptions, tokenizers: dict[str, Path | None]
+) -> tuple[FusedVLMForConditionalGeneration, ConversionReport]:
+    """A LLaVA with a QueCC compressor; its vision tower, which such checkpoints leave out, from its own repository."""
+    keys = published_quecc.to_ours(published)
+    state = published_quecc.rename_tensors(published, keys)
+    report = ConversionReport(**vars(keys), source=str(source), stage="quecc")
+    settings = read_json_if_there(source / "config.json")
+    if not any(name.startswith("model.language_model.") for name in state):
+        raise ValueError(f"{source} holds a compressor without its language model; convert the whole checkpoint.")
+    if any(name.startswith("model.vision_tower.") for name in state):
+        vision = read_vision_config(state, settings.get("vision_config") or {})
+    else:
+        name = options.vision_model or settings.get("mm_vision_tower")
+        if name is None:
+            raise ValueError(f"{source} has no vision tower and names none; give one (--vision-model).")
+        tower = load_vision_tower(name)
+        vision = tower.config.to_dict()
+        state.update({f"model.vision_tower.{key}": tensor for key, tensor in tower.state_dict().items()})
+        report.notes.append(f"The vision tower is that of {name}; the checkpoint has none.")
+    family = str(settings.get("model_type", "llava_llama")).removeprefix("llava_")
+    if family == "llava":
+        family = "llama"
+    config = FusedVLMConfig(
+        vision_config=vision,
+        text_config=read_text_config(state, {**settings, "model_type": family}),
+        image_token_id=_placeholder_id(tokenizers["llm"], report.notes),
+        max_local_views=options.max_local_views or 0,
+        text_model_name_or_path=options.text_model,
+        text_model_revision=options.text_revision,
+        **published_quecc.connector_fields(state, settings, vision),
+    )
+    report.notes.append(
+        "One view per image, padded to a square with black; the published code pads with the mean color."
+    )
+    report.sizes = describe_sizes(config)
+    model = _fill(FusedVLMForConditionalGeneration, config, state, options.dtype, report.notes)
+    _set_generation_defaults(model, tokenizers["llm"])
+    if options.text_model is not None:
+        _check_text_model(state, options)
     return model, report
 
 
@@ -326,10 +379,10 @@ def _local_views(source: Path, notes: list[str]) -> int:
 
 def describe_sizes(config: FusedVLMConfig) -> dict:
     """The numbers a person compares with a model card."""
-    vision, fuser = config.vision_config, config.fuser_config
+    vision = config.vision_config
     sizes = {
         "vision": {"width": vision.hidden_size, "layers": vision.num_hidden_layers, "image_size": vision.image_size},
-        "fusion": {"width": fuser.hidden_size, "layers": fuser.num_hidden_layers, "embedding_rows": fuser.vocab_size},
+        **_connector_sizes(config),
         "num_visual_tokens": config.num_visual_tokens,
         "num_followup_visual_tokens": config.num_followup_visual_tokens,
         "first_query_token_id": config.first_query_token_id,
@@ -341,6 +394,14 @@ def describe_sizes(config: FusedVLMConfig) -> dict:
         text = config.text_config
         sizes["llm"] = {"family": text.model_type, "width": text.hidden_size, "layers": text.num_hidden_layers}
     return sizes
+
+
+def _connector_sizes(config: FusedVLMConfig) -> dict:
+    sizes, fuser = config.connector_class.describe(config), config.fuser_config
+    if fuser is None:
+        return {"connector": {"name": config.connector, **sizes}}
+    decoder = {"width": fuser.hidden_size, "layers": fuser.num_hidden_layers, "embedding_rows": fuser.vocab_size}
+    return {"fusion": decoder}
 
 
 # -- around the weights ------------------------------------------------------------------------------------------------
@@ -397,7 +458,8 @@ def _save_processor(config, source: Path, output: Path, options, tokenizers, rep
     from fusedvlm.processing import FusedVLMImageProcessor, build_processor
     from fusedvlm.processing.published_templates import choose_conversation, published_chat_template
 
-    if tokenizers["query"] is None or tokenizers["llm"] is None:
+    own_tokens = config.connector_class.has_own_question_tokens(config)
+    if (own_tokens and tokenizers["query"] is None) or tokenizers["llm"] is None:
         report.notes.append(
             "No processor was written: "
             + ("no LLM tokenizer beside the weights" if tokenizers["llm"] is None else "no query tokenizer in clip/")
@@ -406,8 +468,11 @@ def _save_processor(config, source: Path, output: Path, options, tokenizers, rep
         if tokenizers["query"] is not None:
             copy_tokenizer(tokenizers["query"], output / "query_tokenizer", with_placeholders=False)
         return
-    plain = tokenizers["query"].parent / "query_without_placeholders"
-    copy_tokenizer(tokenizers["query"], plain, with_placeholders=False)
+    query_tokenizer = None
+    if own_tokens:
+        plain = tokenizers["query"].parent / "query_without_placeholders"
+        copy_tokenizer(tokenizers["query"], plain, with_placeholders=False)
+        query_tokenizer = AutoTokenizer.from_pretrained(plain)
     published = read_json_if_there(source / "preprocessor_config.json")
     size = config.vision_config.image_size
     statistics = {name: published[name] for name in ("image_mean", "image_std") if published.get(name) is not None}
@@ -416,7 +481,7 @@ def _save_processor(config, source: Path, output: Path, options, tokenizers, rep
     processor = build_processor(
         config,
         text=str(tokenizers["llm"]),
-        query_tokenizer=AutoTokenizer.from_pretrained(plain),
+        query_tokenizer=query_tokenizer,
         image_processor=FusedVLMImageProcessor(
             size={"height": size, "width": size}, max_local_views=config.max_local_views, **statistics
         ),
