@@ -23,6 +23,9 @@ DEFAULT_VISION = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+# Bounds far beyond every model: what is above is damage, and would be counted up to before anything else is noticed.
+MOST_TOKENS = 1_000_000
+LARGEST_GRID = 4096
 TOWERS = ("vision_config", "fuser_config", "text_config")
 OTHER_TOWERS = ("vision_config", "text_config")  # of connectors without a fusion decoder
 DEFAULT_TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
@@ -242,16 +245,17 @@ class FusedVLMConfig(PreTrainedConfig):
 
     def _check_grid(self) -> None:
         image, patch = (getattr(self.vision_config, name, None) for name in ("image_size", "patch_size"))
-        if not (_is_count(image) and _is_count(patch) and patch <= image):
+        if not (_is_count(image) and _is_count(patch) and patch <= image and image // patch <= LARGEST_GRID):
             raise ValueError(
-                f"vision_config has image_size={image!r} and patch_size={patch!r}; both must be whole numbers, and a "
-                "patch no larger than the image."
+                f"vision_config has image_size={image!s:.40} and patch_size={patch!s:.40}; both must be whole numbers, "
+                f"a patch no larger than the image, and at most {LARGEST_GRID} patches on a side."
             )
 
     def _check_token_counts(self) -> None:
-        if not self.trained_num_visual_tokens or not all(map(_is_count, self.trained_num_visual_tokens)):
+        counts = self.trained_num_visual_tokens
+        if not counts or not all(_is_count(count) and count <= MOST_TOKENS for count in counts):
             raise ValueError(
-                f"trained_num_visual_tokens must be positive counts, got {self.trained_num_visual_tokens}."
+                f"trained_num_visual_tokens must be positive counts of at most {MOST_TOKENS:,}, got {counts!s:.80}."
             )
         self.check_num_visual_tokens(self.num_visual_tokens)
         for count in self.trained_num_visual_tokens:
