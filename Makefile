@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 HUB_FILES := modeling_fusedvlm/configuration_fusedvlm.py $(wildcard modeling_fusedvlm/modeling_fusedvlm*.py) \
 	$(wildcard processing/processing_fusedvlm*.py) $(wildcard processing/image_processing_*fusedvlm*.py)
 PYTEST_ARGS ?=
+# The oldest versions that pyproject.toml allows of what changes most.
+OLDEST_VENV ?= .venv-oldest
+OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart test lint format pytest fuzz mutants wheel-smoke clean
+.PHONY: help install development quickstart test lint format pytest test-oldest fuzz mutants wheel-smoke clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -50,6 +53,16 @@ fuzz: development  ## Try 10,000 damaged cases of every kind of input; what fail
 mutants: development  ## Change one line of the library at a time; every change must be noticed by its test. ARGS="--only exif" tries some.
 	$(BIN)/python tests/mutants/run_mutants.py $(ARGS)
 
+$(OLDEST_VENV)/.oldest: pyproject.toml
+	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --editable '.[test]' $(OLDEST)
+	$(OLDEST_VENV)/bin/python tests/common/fetch.py
+	touch $@
+
+test-oldest: $(OLDEST_VENV)/.oldest  ## Run the test suite with the oldest supported transformers, in an environment of its own.
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n auto --dist loadscope $(PYTEST_ARGS)
+
 wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty environment, and try it there.
 	rm -rf build/wheel-smoke build/lib
 	$(PYTHON) -m venv build/wheel-smoke/venv
@@ -59,4 +72,4 @@ wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty 
 	cd build/wheel-smoke && venv/bin/python -I ../../tests/wheel_smoke.py
 
 clean:  ## Remove what was built here, but not runs/.
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin
+from transformers import AutoModel, GenerationMixin, __version__ as transformers_version
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.processing_utils import Unpack
@@ -31,17 +31,11 @@ from .modeling_fusedvlm_placeholders import (
     scatter_visual_tokens,
 )
 
-# Everything about images in a batch; see `FusedVLMFusionModel.fuse`.
-IMAGE_INPUTS = (
-    "pixel_values",
-    "image_num_views",
-    "question_input_ids",
-    "question_lengths",
-    "question_turns",
-    "num_visual_tokens",
-    "image_num_questions",
-    "sample_num_images",
-)
+if not hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation"):
+    # Older versions would repeat the packed images row by row, and give beams the wrong ones.
+    raise ImportError(
+        f"FusedVLM needs transformers 5.18 or newer, this is {transformers_version}: update transformers."
+    )
 
 
 @dataclass
@@ -283,17 +277,6 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
     def get_image_features(self, *args, **kwargs) -> FusedVLMImageFeatures:
         """See `FusedVLMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
-
-    def generate(self, *args, **kwargs):
-        """As `GenerationMixin.generate`; images are encoded once, before beams multiply the prompts."""
-        # transformers 5.16 does not do that by itself, it would repeat the packed image inputs row by row.
-        if not hasattr(self, "_prepare_multimodal_encoder_kwargs_for_generation"):
-            given = {name: kwargs.pop(name) for name in IMAGE_INPUTS if kwargs.get(name) is not None}
-            if "pixel_values" in given:
-                with torch.no_grad():
-                    features = self.model.get_image_features(return_dict=True, **given)
-                kwargs["mm_encoder_outputs"] = {"image": features}
-        return super().generate(*args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs) -> tuple[torch.Tensor | None, dict]:
         """As the base class. Beams and samples repeat a conversation's visual tokens with its prompt, here alone."""

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -177,6 +178,17 @@ def test_facade_and_help_import_nothing_heavy():
 def test_unknown_name_lists_the_public_ones():
     with pytest.raises(AttributeError, match="FusedVLMConfig"):
         fusedvlm.Nothing  # noqa: B018
+
+
+def test_the_oldest_transformers_is_the_same_everywhere():
+    """What users may have, what `make test-oldest` runs, what cards and Spaces ask for."""
+    requirement = re.search(r'"transformers>=(\d+\.\d+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert f'"transformers=={requirement}.*"' in (ROOT / "Makefile").read_text()
+    assert f"`transformers` {requirement} or newer" in (ROOT / "hub_cards/templates/model_card.md.jinja").read_text()
+    assert f'"transformers>={requirement}"' in (ROOT / "hub_cards/release/space.py").read_text()
+    assert f'startswith("{requirement}.")' in (ROOT / "tests/tiny.py").read_text()
+    assert f"transformers {requirement} or newer" in (ROOT / "modeling_fusedvlm/modeling_fusedvlm.py").read_text()
+    assert "make test-oldest" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
 def test_version_is_stated_once():

@@ -24,7 +24,7 @@ from transformers import (
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.processing import build_processor
 
-OLDEST = transformers.__version__.startswith("5.16.")  # the oldest supported transformers, which lacks a few things
+OLDEST = transformers.__version__.startswith("5.18.")  # the oldest supported transformers, which lacks a few things
 IMAGE_SIZE = 24  # patch 4: a 6 x 6 grid, 3 x 3 after the merge, 10 tokens per view
 WIDTH = 32
 LLM_WIDTH = 48

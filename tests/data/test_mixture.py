@@ -233,7 +233,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.skipif(tiny.OLDEST, reason="transformers 5.16 cannot resume several CPU processes")
+@pytest.mark.skipif(tiny.OLDEST, reason="the oldest supported transformers cannot resume several CPU processes")
 def test_two_ranks_see_every_row_once_and_resume_exactly(tmp_path):
     """Within the first and within the second epoch, with a worker process on each rank."""
     script = tmp_path / "ranks.py"

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import transformers
-from packaging import version
 from transformers import AutoModel, AutoModelForImageTextToText, TextIteratorStreamer
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
@@ -58,8 +56,6 @@ def new_tokens(model, inputs, **kwargs):
     ids=["greedy", "beams", "beams returned", "no cache", "static cache", "chunked prefill"],
 )
 def test_mixed_batch_equals_one_by_one(model, processor, kwargs):
-    if "prefill_chunk_size" in kwargs and version.parse(transformers.__version__) < version.parse("5.17"):
-        pytest.skip("transformers 5.16 cannot feed a prompt with images in chunks")
     batch = new_tokens(model, encode(processor, CONVERSATIONS, COUNTS), **kwargs)
     copies = kwargs.get("num_return_sequences", 1)
     singles = []

@@ -96,15 +96,14 @@ def test_exactly_the_adapters_learn_and_go_through_auto_classes(variant, process
     assert not torch.allclose(expected, base, atol=1e-3)
     torch.save(batch, tmp_path / "batch.pt")
     torch.save(expected, tmp_path / "expected.pt")
-    if not tiny.OLDEST:  # transformers 5.16 does not load modules that learned whole
-        run = subprocess.run(
-            [fork_server.executable(), "-c", LOADED_ELSEWHERE, str(adapter), str(tmp_path)],
-            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr[-2000:]
+    run = subprocess.run(
+        [fork_server.executable(), "-c", LOADED_ELSEWHERE, str(adapter), str(tmp_path)],
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
 
     merged = trained.merge_and_unload()
     with torch.no_grad():
