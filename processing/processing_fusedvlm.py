@@ -18,6 +18,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import TextInput
+from transformers.utils import cached_file
 
 from .processing_fusedvlm_counts import VisualTokenCounts, whole_number
 from .processing_fusedvlm_messages import check_conversations, check_text
@@ -108,13 +109,32 @@ class FusedVLMProcessor(ProcessorMixin):
         The base class falls back to the LLM's tokenizer with a warning when that folder cannot be read; the model would
         then be fed the wrong tokens.
         """
+        folder = subfolder
+        if sub_processor_type != "tokenizer":
+            folder = f"{subfolder}/{QUERY_TOKENIZER_FOLDER}" if subfolder else QUERY_TOKENIZER_FOLDER
+        cls._require_tokenizer_config(pretrained_model_name_or_path, folder, kwargs)
         if sub_processor_type == "tokenizer":
             return super()._load_tokenizer_from_pretrained(
                 sub_processor_type, pretrained_model_name_or_path, subfolder=subfolder, **kwargs
             )
         kwargs.pop("trust_remote_code", None)
-        folder = f"{subfolder}/{QUERY_TOKENIZER_FOLDER}" if subfolder else QUERY_TOKENIZER_FOLDER
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
+
+    @staticmethod
+    def _require_tokenizer_config(source, folder: str, kwargs: dict) -> None:
+        """A tokenizer without its settings loads all the same, but with other special tokens and padding sides."""
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
+        given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        path = f"{folder}/tokenizer_config.json" if folder else "tokenizer_config.json"
+        try:
+            found = cached_file(source, path, _raise_exceptions_for_missing_entries=False, **given)
+        except OSError as error:
+            raise OSError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        if found is None:
+            raise OSError(
+                f"{str(source)[-120:]} has no {path}: without it the tokenizer would have other special tokens and pad "
+                "on the other side. Take the file from where the variant was saved."
+            )
 
     def save_pretrained(self, save_directory, **kwargs):
         """As the base class, which would leave `auto_map` on this object and none on a loaded one."""
