@@ -32,13 +32,15 @@ def normalise_sample(sample: dict[str, Any], index: int = 0) -> dict[str, Any]:
     Raises:
         ValueError: naming the sample and what is wrong with it.
     """
-    messages = [{**message, "content": as_parts(message["content"])} for message in sample.get("messages") or []]
+    messages = [
+        _normalise_message(message, number, index) for number, message in enumerate(sample.get("messages") or [])
+    ]
     if not messages:
         raise ValueError(f"Sample {index}: no messages.")
-    for number, message in enumerate(messages):
-        if message["role"] not in ROLES:
-            raise ValueError(f"Sample {index}: message {number} has role {message['role']!r}; use one of {ROLES}.")
-    images = list(sample.get("images") or [])
+    try:
+        images = [plain_image(image) for image in sample.get("images") or []]
+    except ValueError as error:
+        raise ValueError(f"Sample {index}: {error}") from None
     shown = sum(part["type"] == "image" for message in messages for part in message["content"])
     if images and shown == 0:
         first_user = next((message for message in messages if message["role"] == "user"), None)
@@ -49,6 +51,39 @@ def normalise_sample(sample: dict[str, Any], index: int = 0) -> dict[str, Any]:
     if images and shown != len(images):
         raise ValueError(f"Sample {index}: {len(images)} images but {shown} image parts in its messages.")
     return {"images": images, "messages": messages}
+
+
+def _normalise_message(message: Any, number: int, index: int) -> dict[str, Any]:
+    """A message with its content as parts.
+
+    Raises:
+        ValueError: naming the message that is none.
+    """
+    where = f"Sample {index}: message {number}"
+    if not isinstance(message, dict) or not isinstance(message.get("content"), (str, list, tuple)):
+        raise ValueError(f"{where} must have a role and a content, text or a list of parts.")
+    if message.get("role") not in ROLES:
+        raise ValueError(f"{where} has role {message.get('role')!r}; use one of {ROLES}.")
+    parts = as_parts(message["content"])
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
+            raise ValueError(f"{where} has a part of type {kind!r}; use text parts with their text, and image parts.")
+    return {**message, "content": parts}
+
+
+def plain_image(image: Any) -> Any:
+    """An image as `load_image` takes it: of an image column's `{"bytes", "path"}` what is there.
+
+    Raises:
+        ValueError: for an image that has neither.
+    """
+    if not isinstance(image, dict):
+        return image
+    content = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if content is None:
+        raise ValueError(f"an image has neither bytes nor a path, but {', '.join(map(str, image)) or 'nothing'}.")
+    return content
 
 
 def text_of(message: dict) -> str:

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from fusedvlm.comparison.cli import compare
-from fusedvlm.console import say
+from fusedvlm.console import say, useful_line
 from fusedvlm.conversion.cli import convert
 from fusedvlm.costs.cli import info, profile
 from fusedvlm.data.cli import app as data
@@ -68,8 +68,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        message = str(error).strip() or type(error).__name__
-        say(f"fusedvlm: {message.splitlines()[0]}")
+        say(f"fusedvlm: {useful_line(error)}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 

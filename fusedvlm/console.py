@@ -14,6 +14,25 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
+def useful_line(error: BaseException) -> str:
+    """The line of an error that says what is wrong, of one that a data-loader worker passed on too.
+
+    >>> useful_line(ValueError("Row 3 is empty.\\nDetails follow."))
+    'Row 3 is empty.'
+    """
+    text = str(error).strip()
+    _, marker, traceback = text.partition("Original Traceback (most recent call last):")
+    if marker:
+        # Frames are indented; what was raised is not, and comes after the last of them.
+        lines = traceback.splitlines()
+        last = max((number for number, line in enumerate(lines) if line.startswith("  File ")), default=0)
+        raised = [line for line in lines[last:] if line[:1] not in ("", " ")]
+        text = raised[0] if raised else text
+        kind, colon, message = text.partition(": ")
+        text = message if colon and kind.replace(".", "").replace("_", "").isalnum() else text
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def show(text: str) -> None:
     """Print a result on standard output."""
     sys.stdout.write(text + "\n")

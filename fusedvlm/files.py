@@ -4,16 +4,22 @@ A key that is stated twice is a mistake everywhere: plain readers would keep the
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What writers of weights say in place of that.
+RIDDLES = ("No space left", "file write failed", "unexpected pos", "PytorchStreamWriter", "I/O error", "quota exceeded")
 
 
 @contextmanager
@@ -201,3 +207,27 @@ def _read_bytes(path: str | Path) -> bytes:
         raise ValueError(f"{path}: no such file.") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+@contextmanager
+def saying_when_full(folder: Path, what: str) -> Iterator[None]:
+    """Turn what writers say on a full disk into one line.
+
+    Args:
+        folder: that is written to.
+        what: what is written, and what that means: the end of a sentence.
+
+    Raises:
+        OSError: with the free space, in place of any error that a full disk explains.
+    """
+    try:
+        yield
+    except Exception as error:
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        is_full = getattr(error, "errno", None) in FULL or any(riddle in str(error) for riddle in RIDDLES)
+        if not is_full and free >= 1 << 20:
+            raise
+        raise OSError(
+            f"The disk is full: {free / 1e6:.0f} MB are free in {place} or its quota is used up. {what}"
+        ) from error

@@ -37,6 +37,15 @@ class FusedVLMImageProcessorKwargs(ImagesKwargs, total=False):
 class FusedVLMImageProcessorMixin:
     """View counting, checks, and an `auto_map` that names both backends."""
 
+    def preprocess(self, images, *args, **kwargs):
+        """As the base class; refuses what only TRL's GRPO asks for, which would lose views and questions."""
+        if "crop_to_patches" in kwargs:
+            raise ValueError(
+                "crop_to_patches is for models that have one row of pixels per tile and no questions. TRL's "
+                "GRPOTrainer asks for it: use fusedvlm.trainers.FusedVLMGRPOTrainer, which carries HD views."
+            )
+        return super().preprocess(images, *args, **kwargs)
+
     def check_options(self, size, max_local_views: int, global_view: str) -> int:
         """Tile size S. Raises `ValueError` for sizes or counts that make no views."""
         if size.height is None or size.height != size.width or size.height < 1:

@@ -17,6 +17,7 @@ _PUBLIC = {
     "draw_num_visual_tokens": ".elastic",
     "draw_per_sample": ".elastic",
     "shrink_visual_tokens": ".elastic",
+    "FusedVLMGRPOTrainer": ".grpo",
     "GenerationTrainer": ".generation",
     "MixtureEpochs": ".callbacks.mixture_epochs",
     "STAGES": ".parameter_groups",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         shrink_visual_tokens as shrink_visual_tokens,
     )
     from .generation import GenerationTrainer as GenerationTrainer
+    from .grpo import FusedVLMGRPOTrainer as FusedVLMGRPOTrainer
     from .lora import (
         LORA_PRESETS as LORA_PRESETS,
         add_lora as add_lora,

@@ -1,8 +1,39 @@
 """Training arguments of both stages; defaults are the paper's (appendix C) for one device."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import TrainingArguments
+
+from fusedvlm.data.prepare.row_check import RowLimits
+
+INFINITE = math.inf
+# Smallest and largest value of numbers that transformers takes as they are.
+RANGES = {
+    "weight_decay": (0, 1e6),
+    "per_device_train_batch_size": (1, INFINITE),
+    "per_device_eval_batch_size": (1, INFINITE),
+    "gradient_accumulation_steps": (1, INFINITE),
+    "max_grad_norm": (0, INFINITE),
+    "warmup_steps": (0, INFINITE),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, 1),
+    "label_smoothing_factor": (0, 1),
+    "seed": (0, 2**32 - 1),
+    "save_total_limit": (1, INFINITE),
+    "dataloader_num_workers": (0, INFINITE),
+    "watch_steps": (1, INFINITE),
+    "max_skipped_rows": (0, INFINITE),
+    "lora_rank": (1, INFINITE),
+    "lora_alpha": (1, INFINITE),
+    "lora_dropout": (0, 1),
+    "identity_loss_weight": (0, 1e6),
+    "elastic_warmup_fraction": (0, 1),
+    "elastic_warmup_minimum": (1, INFINITE),
+    "elastic_seed": (0, 2**63),
+}
 
 
 @dataclass
@@ -20,6 +51,15 @@ class FusedVLMArguments(TrainingArguments):
         view_cache: folder for the view tokens of every image, computed before the first step and read from there; needs
             `freeze=["model.vision_tower.", "model.merger."]` and a dataset with a length. About 3 MB per image at the
             paper's size in 16 bits.
+
+    > Parameters that control which rows are trained on
+
+        max_length: most tokens of a row's prompt, visual ones included; by default, and at most, what the LLM reads.
+        overlong: what happens to longer rows: "drop" skips them, "truncate" leaves out whole turns from the end and
+            cuts the last answer that is left.
+        max_skipped_rows: rows that cannot be trained on (too long, without an answer or a question, with an image that
+            cannot be opened) are skipped, counted and listed in `skipped_rows.jsonl`; more than so many, on a process,
+            end the run.
 
     > Parameters that control adapters (then exactly they learn, see `adapters.add_lora`)
 
@@ -52,6 +92,15 @@ class FusedVLMArguments(TrainingArguments):
     lora_train_also: list[str] = field(
         default_factory=list, metadata={"help": "Modules that learn whole beside adapters, e.g. model.projector."}
     )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a row, visual ones included; what the LLM reads by default."}
+    )
+    overlong: Literal["drop", "truncate"] = field(
+        default="drop", metadata={"help": "Skip longer rows, or truncate their answers."}
+    )
+    max_skipped_rows: int = field(
+        default=100, metadata={"help": "Rows that cannot be trained on are skipped and counted, up to so many."}
+    )
     watch_steps: int = field(default=500, metadata={"help": "Look at the frozen weights every so many steps."})
     peak_tflops: float | None = field(
         default=None, metadata={"help": "Dense peak TFLOP/s of one device, for MFU; known for common accelerators."}
@@ -69,12 +118,38 @@ class FusedVLMArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.enable_jit_checkpoint = False  # ours always do so, and wholly; see `interruption`
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images and messages; leave it off.")
-        if self.watch_steps < 1:
-            raise ValueError(f"watch_steps={self.watch_steps} must be at least 1.")
+        RowLimits(self.max_length, self.overlong)
+        self._check_numbers()
         if self.peak_tflops is not None and self.peak_tflops <= 0:
             raise ValueError(f"peak_tflops={self.peak_tflops} must be positive, e.g. 312 for an A100 in bf16.")
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers with which training would do nothing, do harm, or divide by zero.
+
+        Raises:
+            ValueError: with the value and what is possible.
+        """
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name, None)
+            if value is None or isinstance(value, str):
+                continue
+            if not (low <= value <= high):  # not a number is outside too
+                wanted = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+                raise ValueError(f"{name}={value} must be {wanted}.")
+        for name in ("learning_rate", "vision_learning_rate", "num_train_epochs"):
+            value = getattr(self, name)
+            is_decided = name == "num_train_epochs" and self.max_steps > 0
+            if value is not None and not is_decided and not (0 < value < math.inf):
+                raise ValueError(f"{name}={value} must be a positive number, or nothing is learned.")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps={self.max_steps} must be positive; -1 trains num_train_epochs.")
+        for kind in ("save", "eval", "logging"):
+            every, strategy = getattr(self, f"{kind}_steps"), getattr(self, f"{kind}_strategy")
+            if getattr(strategy, "value", strategy) == "steps" and every is not None and not 0 < every < math.inf:
+                raise ValueError(f"{kind}_steps={every} must be positive; to do without, set {kind}_strategy to 'no'.")
 
 
 @dataclass
@@ -153,5 +228,15 @@ class GenerationArguments(FusedVLMArguments):
             raise ValueError(
                 f"elastic_probabilities has {len(self.elastic_probabilities)} entries for {len(choices)} counts."
             )
+        self._check_probabilities()
         if max(choices) < self.elastic_warmup_minimum:
             raise ValueError(f"elastic_warmup_minimum={self.elastic_warmup_minimum} exceeds every count in {choices}.")
+
+    def _check_probabilities(self) -> None:
+        shares = self.elastic_probabilities
+        if shares is not None and not (
+            all(0 <= share <= 1 for share in shares) and math.isclose(sum(shares), 1, abs_tol=1e-6)
+        ):
+            raise ValueError(
+                f"elastic_probabilities={shares} must be from 0 to 1 and add up to 1, not {sum(shares):g}."
+            )

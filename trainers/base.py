@@ -1,7 +1,9 @@
 """What both trainers share: who learns, metrics between logs, losses that must stay finite."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -12,11 +14,12 @@ from transformers.utils import logging
 from fusedvlm.files import write_json
 from fusedvlm.lazy import late_function
 from fusedvlm.trainers.callbacks.invariants import WeightWatch
+from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
 from fusedvlm.trainers.callbacks.throughput import Throughput
 
 from .arguments import FusedVLMArguments
 from .checkpoints import WholeCheckpoints
-from .collators import ConversationCollator, decode_ids
+from .collators import IGNORED, ConversationCollator, decode_ids
 from .lora import add_lora
 from .parameter_groups import describe_groups, group_parameters, select_trainable
 from .view_cache import cached_views
@@ -45,6 +48,8 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
     _tag_names = ["fusedvlm"]
 
     def __init__(self, model, args: FusedVLMArguments, processing_class=None, data_collator=None, **kwargs):
+        for dataset in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
+            read_streams_on_every_rank(args, dataset)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Give processing_class (the FusedVLMProcessor) or a data_collator.")
@@ -72,6 +77,9 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             self.eval_dataset = self._read_through_cache(self.eval_dataset)
         # {mode: {metric: [sum of weighted values, sum of weights]}}
         self._metrics: dict[str, dict[str, list]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self.skipped = SkippedRows(args.output_dir, args.max_skipped_rows, args.process_index)
+        self.skipped_in_evaluation = SkippedRows(Path(args.output_dir) / "evaluation", args.max_skipped_rows)
+        self.add_callback(self.skipped)
         self.throughput = Throughput(model, self.trainable_names, args.peak_tflops)
         self.add_callback(self.throughput)
         self.add_callback(WeightWatch(self.trainable_names, args.watch_steps))
@@ -86,9 +94,16 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
         super()._save(output_dir, state_dict=state_dict)
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
-    def default_collator(self, processor, args: FusedVLMArguments, model) -> ConversationCollator:
-        """Collator of the stage."""
-        raise NotImplementedError
+    def default_collator(self, processor, args: FusedVLMArguments, model, **kwargs) -> ConversationCollator:
+        """Collator of the stage, with further arguments of `ConversationCollator`."""
+        return ConversationCollator(
+            processor,
+            with_ids=True,
+            max_length=args.max_length,
+            overlong=args.overlong,
+            skip_untrainable=True,
+            **kwargs,
+        )
 
     def _read_through_cache(self, dataset):
         if dataset is None:
@@ -122,11 +137,18 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
         """The stage's loss; a value that is not finite stops the run before it reaches the weights."""
         inputs = dict(inputs)
         ids = inputs.pop("sample_ids", None)
+        self._count_rows(inputs, inputs.pop("skipped_rows", None))
         result = self.stage_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
             self._stop_at(loss, ids, inputs)
         return result
+
+    def _count_rows(self, inputs: dict, skipped: torch.Tensor | None) -> None:
+        entries = [] if skipped is None else [json.loads(text) for text in decode_ids(skipped)]
+        is_placeholder = bool(entries) and not bool((inputs["labels"] != IGNORED).any())
+        kept = 0 if is_placeholder or "input_ids" not in inputs else len(inputs["input_ids"])
+        (self.skipped if self.model.training else self.skipped_in_evaluation).count(kept, entries)
 
     def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
         """As `Trainer.compute_loss`."""
@@ -150,6 +172,10 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             totals, weights = zip(*(rank[name] for rank in ranks if name in rank), strict=True)
             logs[f"{prefix}{name}"] = sum(totals) / sum(weights)
         self._metrics[mode].clear()
+        skipped = self.skipped if mode == "train" else self.skipped_in_evaluation
+        counts = gather_object([len(skipped.rows)]) if self.args.world_size > 1 else [len(skipped.rows)]
+        if sum(counts):
+            logs[f"{prefix}skipped_rows"] = sum(counts)
         if "loss" in logs:
             logs.update(self.throughput.rates())
         super().log(logs, *args, **kwargs)
@@ -171,3 +197,21 @@ class FusedVLMTrainer(WholeCheckpoints, Trainer):
             if self.model.training
             else f"The loss is {loss.item()} in evaluation after step {step}{named}; the batch is in {path}."
         )
+
+
+def read_streams_on_every_rank(args: FusedVLMArguments, dataset: Any) -> None:
+    """Let each process read a stream by itself, on one process too.
+
+    accelerate would read it on the first and cut batches into rows for the others, and packed images have no rows.
+
+    Raises:
+        ValueError: when the arguments ask for just that.
+    """
+    parts = dataset.values() if isinstance(dataset, dict) else [dataset]
+    if not any(isinstance(part, torch.utils.data.IterableDataset) for part in parts):
+        return
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config: dispatch_batches cuts batches by rows, and packed images have none; leave it out."
+        )
+    args.accelerator_config.dispatch_batches = False

@@ -11,14 +11,25 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
-from fusedvlm.files import read_json, sha256_of, write_atomically
+from fusedvlm.files import read_json, saying_when_full, sha256_of, write_atomically
+
+from .interruption import (
+    StopAtBoundary,
+    StopSignals,
+    TrainingInterrupted,
+    begin_worker,
+    name_of,
+    random_states,
+    with_random_states,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -124,17 +135,24 @@ def publish(staging: Path, target: Path) -> None:
 class WholeCheckpoints:
     """Mixin in front of `transformers.Trainer`: its checkpoints appear under their name when they are whole.
 
-    What was summed up for the next log line is saved too, so that a resumed run logs the same means.
+    What was summed up for the next log line is saved too, so that a resumed run logs the same means. SIGTERM and SIGINT
+    end training with a checkpoint of the last whole step and `TrainingInterrupted`, unless `save_strategy` is "no".
     """
 
+    stopped_by = 0  # the signal that ended the last training
     _staging: Path | None = None
     _is_resuming_from: Path | None = None
+    _first_step = 0  # where the last training began
+    _saved_step: int | None = None
+    _is_within_step = False  # stopped between two micro-batches: what is saved is the step before
+    _boundary: dict | None = None  # generators and sums at the end of the last whole step
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As `Trainer.train`; True resumes from the newest whole checkpoint, and a damaged one is refused.
 
         Raises:
             ValueError: when the checkpoint asked for is damaged, or True finds none.
+            TrainingInterrupted: after SIGTERM or SIGINT; what was learned is in a checkpoint by then.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
@@ -143,13 +161,77 @@ class WholeCheckpoints:
         elif resume_from_checkpoint:
             require_whole(resume_from_checkpoint)
         self._is_resuming_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        restore = _RestoreLogging(self)
+        self.stopped_by, self._saved_step, self._is_within_step, self._boundary = 0, None, False, None
+        path = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        restore, stop = _RestoreLogging(self), StopSignals()
         self.add_callback(restore)
         try:
-            path = str(resume_from_checkpoint) if resume_from_checkpoint else None
-            return super().train(resume_from_checkpoint=path, **kwargs)
+            if self.args.save_strategy == SaveStrategy.NO:  # nothing to wait for
+                return super().train(resume_from_checkpoint=path, **kwargs)
+            with stop:
+                result = self._train_until_stopped(stop, path, kwargs)
         finally:
             self.remove_callback(restore)
+        if self.stopped_by:
+            raise TrainingInterrupted(self.stopped_by, self._describe_stop())
+        return result
+
+    def _train_until_stopped(self, stop: StopSignals, path: str | None, kwargs: dict):
+        callback = StopAtBoundary(self, stop)
+        # First of all callbacks, so that those that look before a save know of it.
+        self.callback_handler.callbacks.insert(0, callback)
+        try:
+            with stop.deferred():
+                return super().train(resume_from_checkpoint=path, **kwargs)
+        except RuntimeError as error:
+            if not (stop.received and "DataLoader worker" in str(error)):
+                raise
+            self.stopped_by = stop.received
+            raise TrainingInterrupted(stop.received, self._describe_stop()) from error
+        finally:
+            self.callback_handler.callbacks.remove(callback)
+
+    def _describe_stop(self) -> str:
+        step, last = self.state.global_step, self._saved_step
+        where = f"{name_of(self.stopped_by)} ended training after step {step} of {self.state.max_steps}"
+        if last is None and self._is_resuming_from is not None:
+            saved = f"{self._is_resuming_from.name}, from which it had continued, is the last checkpoint"
+        elif last is None:
+            saved = "no step was complete, so there is nothing to save"
+        else:
+            saved = f"checkpoint-{last} in {self.args.output_dir} is whole"
+        return f"{where}: {saved}. It is not finished and nothing was published; the same command goes on."
+
+    def _get_dataloader(self, *args, **kwargs):
+        """As `Trainer`'s; its workers outlive a signal that goes to the whole process group."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
+        return loader
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """As `Trainer`'s, which takes one step too many when the checkpoint is already that of the last step."""
+        if self.state.global_step >= self.state.max_steps > 0:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        if self.stopped_by:
+            self.control.should_evaluate = False  # whoever sent the signal will not wait for it
+            self.control.should_log = self.control.should_log and not self._is_within_step
+            saved = self._first_step if self._saved_step is None else self._saved_step
+            self.control.should_save = self.state.global_step > saved
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.args.gradient_accumulation_steps > 1 and not self._is_within_step:
+            self._boundary = {"random": random_states(), "sums": self._logging_sums()}
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if not self._is_within_step:
+            super()._save_rng_state(output_dir)
+            return
+        with with_random_states(self._boundary["random"]):
+            super()._save_rng_state(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`, which writes shards only in a sharded run: whole weights are gathered and written
@@ -172,6 +254,14 @@ class WholeCheckpoints:
         """Trainer's own saving, under a temporary name, then checked, marked and renamed."""
         run_dir = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
+        try:
+            with saying_when_full(run_dir, f"{name} was not written; free some space and start the command again."):
+                self._save_whole(model, trial, run_dir, name)
+        except OSError:
+            shutil.rmtree(run_dir / STAGING / name, ignore_errors=True)  # half a checkpoint only takes up space
+            raise
+
+    def _save_whole(self, model, trial, run_dir: Path, name: str) -> None:
         staging = run_dir / STAGING
         if self.args.should_save:
             shutil.rmtree(staging / name, ignore_errors=True)  # what a killed run left
@@ -189,6 +279,8 @@ class WholeCheckpoints:
                 _require_parts(staging / name, self.processing_class is not None)
             mark_complete(staging / name)
             publish(staging / name, run_dir / name)
+        self._saved_step = self.state.global_step
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(run_dir),
                 save_total_limit=self.args.save_total_limit,
@@ -213,12 +305,16 @@ class WholeCheckpoints:
     def _save_logging_state(self, folder: Path) -> None:
         if self.args.save_only_model:
             return
-        state = {
-            "loss": self._tr_loss,
+        state = self._boundary["sums"] if self._is_within_step else self._logging_sums()
+        torch.save(state, folder / LOGGING_STATE.format(rank=self.args.process_index))
+
+    def _logging_sums(self) -> dict:
+        return {
+            "loss": self._tr_loss.detach().clone(),
             "last_logged": self._globalstep_last_logged,
             "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+            "skipped": self.skipped.state(),
         }
-        torch.save(state, folder / LOGGING_STATE.format(rank=self.args.process_index))
 
     def restore_logging_state(self) -> None:
         """Continue the sums of the log line that was under way when the checkpoint was written."""
@@ -227,10 +323,17 @@ class WholeCheckpoints:
         path = self._is_resuming_from / LOGGING_STATE.format(rank=self.args.process_index)
         if not path.is_file():  # another number of processes, or weights only
             return
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
-        self._tr_loss, self._globalstep_last_logged = state["loss"], state["last_logged"]
+        # Via the CPU: with several processes on it the device is called cpu:0, which torch cannot load to.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._tr_loss, self._globalstep_last_logged = state["loss"].to(self.args.device), state["last_logged"]
+        self.skipped.load_state(state["skipped"])
         for mode, values in state["metrics"].items():
-            self._metrics[mode].update(values)
+            self._metrics[mode].update(
+                {
+                    name: [part.to(self.args.device) if isinstance(part, torch.Tensor) else part for part in pair]
+                    for name, pair in values.items()
+                }
+            )
 
 
 class _RestoreLogging(TrainerCallback):

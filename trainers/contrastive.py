@@ -32,12 +32,8 @@ class ContrastiveTrainer(FusedVLMTrainer):
 
     def default_collator(self, processor, args, model) -> ConversationCollator:
         """Collator that also tokenises the answers."""
-        return ConversationCollator(
-            processor,
-            with_answers=True,
-            max_answer_length=model.config.answer_config.max_position_embeddings,
-            with_ids=True,
-        )
+        length = model.config.answer_config.max_position_embeddings
+        return super().default_collator(processor, args, model, with_answers=True, max_answer_length=length)
 
     def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
         """Contrastive part + `identity_loss_weight` x identity part (docs/reference.md, "Stage 1")."""

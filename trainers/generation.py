@@ -29,7 +29,7 @@ class GenerationTrainer(FusedVLMTrainer):
             for m in choices:
                 model.config.check_num_visual_tokens(m, "elastic_num_visual_tokens")
         largest = None if choices is None else max(choices)
-        return ConversationCollator(processor, num_visual_tokens=largest, with_ids=True)
+        return super().default_collator(processor, args, model, num_visual_tokens=largest)
 
     def draw(self, num_samples: int) -> int | torch.Tensor | None:
         """The m of the current step, or (num_samples,) of its samples; None when it is fixed."""

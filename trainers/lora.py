@@ -3,6 +3,7 @@
 An adapter is a few megabytes on top of a saved variant: it saves and loads on its own, and can be merged back.
 """
 
+import os
 from collections.abc import Iterable
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -39,6 +40,7 @@ def lora_config(
     Raises:
         ValueError: for an unknown preset, one that matches no linear layer of this model, or a missing module.
     """
+    anchor(model)
     presets = [presets] if isinstance(presets, str) else list(presets)
     unknown = [preset for preset in presets if preset not in LORA_PRESETS]
     if unknown or not presets:
@@ -75,6 +77,14 @@ def add_lora(model: nn.Module, presets: str | Iterable[str], **kwargs) -> PeftMo
             "save it with save_pretrained and load it with from_pretrained first."
         )
     return get_peft_model(model, lora_config(model, presets, **kwargs))
+
+
+def anchor(model: nn.Module) -> None:
+    """Let a model that was loaded from a folder know it by its whole path: an adapter names it, and is loaded from
+    other working directories than it was made in."""
+    name = getattr(model, "name_or_path", None)
+    if name and os.path.isdir(name):
+        model.name_or_path = os.path.abspath(name)
 
 
 def _pattern(model: nn.Module, preset: str) -> str:

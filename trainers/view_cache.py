@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fusedvlm.console import progress
+from fusedvlm.data.records import plain_image
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
@@ -60,7 +61,7 @@ def image_digest(image) -> str:
     Raises:
         ValueError: for a URL, whose content may change, and for what is not an image.
     """
-    image = as_source(image)
+    image = plain_image(image)
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
     if isinstance(image, (str, Path)):
@@ -70,13 +71,6 @@ def image_digest(image) -> str:
             return hashlib.sha256(Path(image).read_bytes()).hexdigest()
     picture = load_image(image)
     return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
-
-
-def as_source(image):
-    """What `load_image` takes, also of an image column's `{"bytes": ..., "path": ...}`."""
-    if isinstance(image, dict):
-        return image["bytes"] if image.get("bytes") is not None else image["path"]
-    return image
 
 
 class ViewCache:
@@ -96,6 +90,13 @@ class ViewCache:
         """File of an image's view tokens, whether it is there or not."""
         digest = image_digest(image)
         return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def has(self, image) -> bool:
+        """Whether an image's view tokens are there."""
+        try:
+            return self.path(image).is_file()
+        except ValueError:
+            return False
 
     def load(self, image) -> torch.Tensor:
         """(views, tokens per view, width) of an image.
@@ -127,17 +128,24 @@ class ViewCache:
         missing: dict[Path, object] = {}
         for index in progress(range(len(samples)), description="looking for cached view tokens"):
             for image in samples[index].get("images") or []:
-                path = self.path(image)
+                try:
+                    path = self.path(image)
+                except ValueError:  # met again, and told, when its row is asked for
+                    continue
                 if int(path.stem, 16) % ranks == rank and path not in missing and not path.exists():
                     missing[path] = image
         todo = list(missing.items())
         for start in progress(range(0, len(todo), batch_size), description="caching view tokens"):
-            self._encode(todo[start : start + batch_size])
+            readable = [
+                (path, image) for path, image in todo[start : start + batch_size] if why_unreadable(image) is None
+            ]
+            if readable:
+                self._encode(readable)
         return len(todo)
 
     @torch.no_grad()
     def _encode(self, batch: list[tuple[Path, object]]) -> None:
-        pictures = self.image_processor.fetch_images([as_source(image) for _, image in batch])
+        pictures = self.image_processor.fetch_images([plain_image(image) for _, image in batch])
         inputs = self.image_processor(pictures, return_tensors="pt")
         tower = self.model.model
         features, _ = tower.get_view_features(inputs["pixel_values"].to(tower.device))
@@ -177,8 +185,14 @@ class CachedViews(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
-        features = [self.cache.load(image) for image in sample.get("images") or []]
-        return {**{name: value for name, value in sample.items() if name != "images"}, "view_features": features}
+        rest = {name: value for name, value in sample.items() if name != "images"}
+        features = []
+        for image in sample.get("images") or []:
+            problem = why_unreadable(image) if not self.cache.has(image) else None
+            if problem is not None:  # the collator leaves such a row out, or refuses it by its id
+                return {**rest, "view_features": [], "problem": problem}
+            features.append(self.cache.load(image))
+        return {**rest, "view_features": features}
 
     def __getstate__(self) -> dict:
         """Data-loader workers need no copy of the model."""
@@ -212,6 +226,15 @@ def cached_views(samples, folder: str | Path, model, image_processor, trainable_
     cached = CachedViews(samples, cache, rank, ranks)
     cached.fill()
     return cached
+
+
+def why_unreadable(image) -> str | None:
+    """What keeps an image from being opened, or None."""
+    try:
+        load_image(plain_image(image))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _shown(image) -> str:

@@ -5,19 +5,22 @@ import io
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from fusedvlm.data.sample_files import Journal, as_json, open_output
+from fusedvlm.console import progress, say
+from fusedvlm.data.sample_files import as_json, open_output
 from fusedvlm.data.sources.converters import Sample
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
 from .answer_filters import PageLimits, cosine, reading_problem
-from .llm_client import Ask
+from .journal import Journal
+from .llm_client import Ask, Declined, Messages, is_cut
 from .parallel_work import Task, run_tasks
-from .questions import description_of, plain, task_key
+from .questions import declined_file, description_of, plain, read_again, task_key
 
 FOLDER = Path(__file__).parent
 Read = Callable[[Any], str]  # image (path or bytes) to its text
@@ -47,12 +50,15 @@ class NougatReader:
 
         Raises:
             ValueError: naming an image that cannot be opened.
+            Declined: when the reading was cut at `max_tokens`.
         """
         import torch
 
         pixels = self.processor(images=load_image(image), return_tensors="pt")["pixel_values"].to(self.device)
         with torch.no_grad():
             tokens = self.model.generate(pixels.to(self.model.dtype), max_new_tokens=self.max_tokens, do_sample=False)
+        if is_cut(tokens[0].tolist(), self.max_tokens, self.model.generation_config.eos_token_id):
+            raise Declined("cut", f"the reading was cut after {self.max_tokens} tokens")
         # As the model writes it: nougat's own post-processing needs two more libraries to cut endless repetition, which
         # the filters drop.
         return self.processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
@@ -67,11 +73,23 @@ class EndpointReader:
 
     def __call__(self, image: Any) -> str:
         """Text of a page."""
+        return self.ask(self.messages(image))
+
+    def cancel(self) -> None:
+        """Wake what waits; the run is being stopped."""
+        getattr(self.ask, "cancel", lambda: None)()
+
+    def messages(self, image: Any) -> Messages:
+        """What is asked about a page.
+
+        Raises:
+            ValueError: naming an image that cannot be opened.
+        """
         buffer = io.BytesIO()
         load_image(image).save(buffer, "PNG")
         address = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": self.prompt}]
-        return self.ask([{"role": "user", "content": parts}])
+        return [{"role": "user", "content": parts}]
 
 
 class SentenceEmbedder:
@@ -110,59 +128,114 @@ class SentenceEmbedder:
 def read_documents(
     samples: Iterable[Sample],
     output: str | Path,
-    read: Read,
+    read: Read | None,
     embed: Embed | None,
     limits: PageLimits,
     author: str,
     concurrency: int = 1,
+    retry_declined: bool = False,
 ) -> dict[str, Any]:
     """Read every page again and keep the readings that pass the four filters.
 
     Each reading goes to `<output>.journal` at once, with its similarity, so a killed run goes on, and other limits can
     be tried without reading again. A page that cannot be opened is dropped, with its name in the journal, and looked at
-    again in the next run.
+    again in the next run; pages the reader refused and readings that were cut are in `<output>.declined.jsonl`. However
+    many pages there are, a few are in memory.
 
     Args:
-        samples: with one image and its text as the last answer (CCpdf pages of mPLUG's DocStruct4M).
+        samples: with one image and its text as the last answer (CCpdf pages of mPLUG's DocStruct4M). They are read
+            twice, in the same order.
         output: JSON Lines file of samples: the same question, the reading as its answer (a `chat` source).
-        read: image to text.
+        read: image to text; None judges what is in the journal alone.
         embed: texts to vectors; None leaves the similarity filter out.
         limits: of the filters.
         author: what reads and embeds; a change reads everything again.
         concurrency: pages at a time.
+        retry_declined: read again what was refused or cut before.
 
     Returns:
-        The report: pages, kept, dropped by reason, pages without an answer.
+        The report: pages, kept, dropped by reason, pages that were refused, cut, or stayed without an answer.
 
     Raises:
         ValueError: when no sample has an image, or the endpoint refuses.
         Unanswered: when the endpoint is silent.
     """
-    samples = list(samples)
-    pages = [sample for sample in samples if len(sample["images"]) == 1]
-    if not pages:
-        raise ValueError(f"None of {len(samples)} samples has exactly one image: these are no pages.")
-    dropped: Counter = Counter()
-    dropped["not one image"] += len(samples) - len(pages)
+    samples = read_again(samples)
     with Journal(f"{output}.journal") as journal:
-        journal.forget(lambda entry: "problem" in entry)
-        tasks = (Task(page_key(page, author), partial(read_page, page, read, embed)) for page in pages)
-        unanswered = run_tasks(tasks, journal, concurrency, "Reading pages")
-    kept = 0
-    with open_output(output) as file:
-        for page in pages:
-            entry = journal.entries.get(page_key(page, author))
-            if entry is None:
-                continue
-            problem = entry.get("problem") or reading_problem(
-                description_of(page), entry["reading"], entry["similarity"], limits
+        if retry_declined:
+            journal.forget("refused", "cut")
+        if read is not None:
+            journal.forget("problem")
+            tasks = (
+                Task(page_key(page, author), partial(read_page, page, read, embed), page["id"])
+                for page in pages_of(samples)
             )
-            if problem is not None:
-                dropped["image cannot be read" if entry.get("problem") else problem] += 1
+            total = length_hint(samples) or None
+            run_tasks(tasks, journal, concurrency, "Reading pages", total, getattr(read, "cancel", None))
+        return plain(collect_pages(samples, output, journal, embed, limits, author))
+
+
+def pages_of(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Samples with exactly one image."""
+    return (sample for sample in samples if len(sample["images"]) == 1)
+
+
+def prompts_of_pages(
+    samples: Iterable[Sample], reader: "EndpointReader", author: str
+) -> Iterator[tuple[str, Messages]]:
+    """Key and conversation of every page that can be opened, for `offline_batch`."""
+    for page in pages_of(samples):
+        try:
+            yield page_key(page, author), reader.messages(page["images"][0])
+        except ValueError as error:
+            say(f"{page['id']}: {error}")
+
+
+def collect_pages(
+    samples: Iterable[Sample],
+    output: str | Path,
+    journal: Journal,
+    embed: Embed | None,
+    limits: PageLimits,
+    author: str,
+) -> dict[str, Any]:
+    """Write the readings in the journal that pass the filters, and count.
+
+    Raises:
+        ValueError: when no sample has exactly one image.
+    """
+    report: dict[str, Any] = {"pages": 0, "kept": 0, "dropped": Counter(), "unanswered": 0, "refused": 0, "cut": 0}
+    others = 0
+    with open_output(output) as file, declined_file(output) as declined:
+        for page in progress(samples, "Filtering readings", length_hint(samples) or None):
+            if len(page["images"]) != 1:
+                others += 1
                 continue
-            kept += 1
-            file.write(json.dumps(page_sample(page, entry["reading"]), ensure_ascii=False) + "\n")
-    return plain({"pages": len(pages), "kept": kept, "dropped": +dropped, "unanswered": unanswered})
+            report["pages"] += 1
+            entry = journal.get(page_key(page, author))
+            if entry is None:
+                report["unanswered"] += 1
+            elif entry["kind"] in ("refused", "cut"):
+                report[entry["kind"]] += 1
+                declined.add(page, entry)
+            elif entry["kind"] == "problem":
+                report["dropped"]["image cannot be read"] += 1
+            else:
+                reading, similarity = entry["reading"], entry["similarity"]
+                if similarity is None and embed is not None:  # of a batch: judged now, and remembered
+                    similarity = compare(page, reading, embed)
+                    journal.add({**entry, "similarity": similarity})
+                problem = reading_problem(description_of(page), reading, similarity, limits)
+                if problem is not None:
+                    report["dropped"][problem] += 1
+                    continue
+                report["kept"] += 1
+                file.write(json.dumps(page_sample(page, reading), ensure_ascii=False) + "\n")
+        if not report["pages"]:
+            raise ValueError(f"None of {others} samples has exactly one image: these are no pages.")
+    if others:
+        report["dropped"]["not one image"] = others
+    return report
 
 
 def page_key(page: Sample, author: str) -> str:
@@ -175,13 +248,16 @@ def read_page(page: Sample, read: Read, embed: Embed | None) -> dict[str, Any]:
     try:
         load_image(page["images"][0])
     except ValueError as error:
-        return {"id": page["id"], "problem": str(error)}
+        return {"kind": "problem", "id": page["id"], "problem": str(error)}
     reading = read(page["images"][0])
-    similarity = None
-    if embed is not None:
-        original = description_of(page)
-        similarity = cosine(*embed([original, reading])) if original.strip() and reading.strip() else 0.0
+    similarity = None if embed is None else compare(page, reading, embed)
     return {"id": page["id"], "reading": reading, "similarity": similarity}
+
+
+def compare(page: Sample, reading: str, embed: Embed) -> float:
+    """Cosine of a page's own text and a reading of it."""
+    original = description_of(page)
+    return cosine(*embed([original, reading])) if original.strip() and reading.strip() else 0.0
 
 
 def page_sample(page: Sample, reading: str) -> dict[str, Any]:

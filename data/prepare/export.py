@@ -6,8 +6,10 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from fusedvlm.data.sources.readers import TEXT, find_files
 from fusedvlm.data.sources.source_spec import RowStream, SourceSpec, load_source
 from fusedvlm.files import sha256_of
 
+from .shard import Shard
+
 SHARD_FEATURES = datasets.Features(
     {
         "id": TEXT,
@@ -35,7 +39,12 @@ SHARD_FEATURES = datasets.Features(
 
 
 def write_shards(
-    spec: Any, output: str | Path, file_format: str = "parquet", rows_per_shard: int = 1000, embed_images: bool = True
+    spec: Any,
+    output: str | Path,
+    file_format: str = "parquet",
+    rows_per_shard: int = 1000,
+    embed_images: bool = True,
+    num_proc: int = 1,
 ) -> dict[str, Any]:
     """Write one epoch of a data section, in the order of its mixture.
 
@@ -45,6 +54,7 @@ def write_shards(
         file_format: "parquet" (source type `parquet`) or "webdataset" (tar shards).
         rows_per_shard: samples per file.
         embed_images: put the images' files, as they are, into the shards; else their absolute paths.
+        num_proc: processes that write; the shards are the same however many there are.
 
     Returns:
         `{"folder", "samples", "images", "shards", "bytes"}`.
@@ -67,13 +77,15 @@ def write_shards(
     counts = {"samples": 0, "images": 0, "shards": 0}
     try:
         samples, total = one_epoch(spec)
-        rows = iter(progress(samples, "Writing", total))
-        while block := list(islice(rows, rows_per_shard)):
-            name = part / f"data-{counts['shards']:05d}"
-            (write_parquet if file_format == "parquet" else write_tar)(block, name, embed_images)
+        if num_proc > 1:
+            blocks = write_in_parallel(spec, total, part, file_format, rows_per_shard, embed_images, num_proc)
+        else:
+            rows = iter(progress(samples, "Writing", total))
+            blocks = write_in_turn(rows, part, file_format, rows_per_shard, embed_images)
+        for written, images in blocks:
             counts["shards"] += 1
-            counts["samples"] += len(block)
-            counts["images"] += sum(len(sample["images"]) for sample in block)
+            counts["samples"] += written
+            counts["images"] += images
         if output.exists():
             output.rmdir()
         os.replace(part, output)
@@ -81,6 +93,62 @@ def write_shards(
         shutil.rmtree(part, ignore_errors=True)
     size = sum(file.stat().st_size for file in output.iterdir())
     return {"folder": str(output), **counts, "bytes": size}
+
+
+def write_in_turn(
+    rows: Iterator[Sample], folder: Path, file_format: str, rows_per_shard: int, embed_images: bool
+) -> Iterator[tuple[int, int]]:
+    """Write shard after shard; gives the rows and images of each."""
+    number = 0
+    while block := list(islice(rows, rows_per_shard)):
+        yield write_block(block, folder, number, file_format, embed_images)
+        number += 1
+
+
+def write_in_parallel(
+    spec: Any, total: int | None, folder: Path, file_format: str, rows_per_shard: int, embed_images: bool, num_proc: int
+) -> Iterator[tuple[int, int]]:
+    """The same by several processes, each opening the sources for itself (their conversion is in the cache by now).
+
+    Raises:
+        ValueError: for sources without a length, whose rows cannot be asked for by number.
+    """
+    if total is None:
+        raise ValueError("--num-proc shares rows out by their numbers, and streamed sources have none; leave it out.")
+    starts = range(0, total, rows_per_shard)
+    common = (spec, str(folder), file_format, rows_per_shard, embed_images)
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+        jobs = pool.map(write_range, repeat(common), range(len(starts)))
+        yield from progress(jobs, "Writing shards", len(starts))
+
+
+def write_range(common: tuple[Any, str, str, int, bool], number: int) -> tuple[int, int]:
+    """One shard, in a process of its own."""
+    spec, folder, file_format, rows_per_shard, embed_images = common
+    if not _OPENED:
+        _OPENED.append(open_mixture(spec))
+    start = number * rows_per_shard
+    block = [_OPENED[0][index] for index in range(start, min(start + rows_per_shard, len(_OPENED[0])))]
+    return write_block(block, Path(folder), number, file_format, embed_images)
+
+
+_OPENED: list[Mixture] = []  # by a process that writes shards
+
+
+def write_block(
+    block: list[Sample], folder: Path, number: int, file_format: str, embed_images: bool
+) -> tuple[int, int]:
+    """One shard; gives its rows and images."""
+    (write_parquet if file_format == "parquet" else write_tar)(block, folder / f"data-{number:05d}", embed_images)
+    return len(block), sum(len(sample["images"]) for sample in block)
+
+
+def open_mixture(spec: Any) -> Mixture:
+    """The mixture of a data section whose sources all have a length."""
+    specs, options = parse_data_spec(spec)
+    weights = [source.weight for source in specs] if specs[0].weight is not None else None
+    names = distinct_names([source.label for source in specs])
+    return Mixture([load_source(source) for source in specs], weights, names=names, **options)
 
 
 def one_epoch(spec: Any) -> tuple[Iterator[Sample], int | None]:
@@ -100,9 +168,26 @@ def one_epoch(spec: Any) -> tuple[Iterator[Sample], int | None]:
     return iter(StreamingMixture(sources, weights, names=names, **options)), None
 
 
-def every_sample(spec: Any) -> Iterator[Sample]:
-    """All samples of a data section's sources, one source after the other; weights do not matter."""
-    return chain.from_iterable(load_source(source) for source in parse_data_spec(spec)[0])
+class EverySample:
+    """All samples of a data section's sources, one source after the other; weights do not matter.
+
+    It can be read any number of times, a sample at a time. Sized sources have a length, and so has their sum.
+
+    Args:
+        spec: see `parse_data_spec`.
+        shard: this part of them only.
+    """
+
+    def __init__(self, spec: Any, shard: Shard = Shard()):  # noqa: B008 - frozen
+        self.sources = [load_source(source) for source in parse_data_spec(spec)[0]]
+        self.shard = shard
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.shard.of(chain.from_iterable(self.sources))
+
+    def __length_hint__(self) -> int:
+        is_known = not any(isinstance(source, RowStream) for source in self.sources)
+        return self.shard.size(sum(map(len, self.sources))) if is_known else 0
 
 
 def write_parquet(samples: list[Sample], name: Path, embed_images: bool) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from fusedvlm.data.sources.converters import Sample
 from fusedvlm.data.sources.source_spec import RowSource, RowStream
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
+from .row_check import RowChecker, RowReport
+
 SHOWN = 10
 BLOCK = 512  # samples whose images are looked at together
 MISSING = "no such file"
 REMOTE = ("http://", "https://")
-COUNTS = ("samples", "images", "missing", "corrupt", "affected", "not_fetched")
+COUNTS = ("samples", "images", "missing", "corrupt", "affected", "not_fetched", "unusable")
 
 
 @dataclass
@@ -36,6 +38,7 @@ class ImageReport:
     missing: list[dict[str, Any]] = field(default_factory=list)
     corrupt: list[dict[str, Any]] = field(default_factory=list)
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows: RowReport = field(default_factory=RowReport)
 
     @property
     def bad(self) -> list[dict[str, Any]]:
@@ -49,21 +52,32 @@ class ImageReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rows"}
+        return {**own, "rows": self.rows.as_dict()}
 
     def require_good(self) -> None:
-        """Raise when an image is bad.
+        """Raise when an image is bad, or a row cannot be trained on.
 
         Raises:
-            ValueError: with the count and the first names.
+            ValueError: with the counts and the first names.
         """
+        problems = []
         if self.bad:
             shown = "; ".join(f"{entry['image']} ({entry['reason']})" for entry in self.bad[:SHOWN])
             more = f"; and {len(self.bad) - SHOWN} more" if len(self.bad) > SHOWN else ""
-            raise ValueError(
+            problems.append(
                 f"{len(self.missing)} images are missing and {len(self.corrupt)} cannot be opened, of {self.images}: "
                 f"{shown}{more}. Restore them, or drop their {self.affected} samples with --drop OUT.jsonl."
             )
+        if reasons := self.rows.reasons:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+            first = next(iter(self.rows.first.values()))[0]
+            problems.append(
+                f"{reasons.total()} of {self.rows.rows} rows cannot be trained on ({counts}), e.g. {first[:100]}. "
+                "Correct them, or drop them with --drop OUT.jsonl; training skips them up to max_skipped_rows."
+            )
+        if problems:
+            raise ValueError(" ".join(problems))
 
 
 def check_images(
@@ -71,8 +85,9 @@ def check_images(
     workers: int | None = None,
     drop_to: str | Path | None = None,
     show_progress: bool = True,
+    checker: RowChecker | None = None,
 ) -> ImageReport:
-    """Open every image of every sample once, to its last pixel.
+    """Open every image of every sample once, to its last pixel, and look at the conversations.
 
     Args:
         sources: of `load_source`.
@@ -80,11 +95,13 @@ def check_images(
         drop_to: write the samples whose images are all good to this JSON Lines file, which then is a `chat` source. It
             appears when it is complete.
         show_progress: a bar on standard error.
+        checker: tells which rows can be trained on; by default what can be told without a tokenizer.
 
     Returns:
-        The report; call its `require_good()` to stop on bad images.
+        The report; call its `require_good()` to stop on bad images and rows.
     """
-    report = ImageReport()
+    checker = checker or RowChecker(None)
+    report = ImageReport(rows=RowReport("words" if checker.processor is None else "tokens"))
     reasons: dict[str, str | None] = {}  # image to why it is bad, or None: many samples show the same image
     entries: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, open_output(drop_to) as out:
@@ -99,7 +116,9 @@ def check_images(
                     entries.setdefault(name, entry)["samples"] += 1
                 counts["samples"] += 1
                 counts["affected"] += bool(bad)
-                if out is not None and not bad:
+                is_good = report.rows.add(checker, sample, open_images=False) and not bad
+                counts["unusable"] += not is_good
+                if out is not None and is_good:
                     out.write(json.dumps(as_json(sample), ensure_ascii=False) + "\n")
     report.samples = sum(counts["samples"] for counts in report.by_source.values())
     report.images = sum(counts["images"] for counts in report.by_source.values())

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fusedvlm.data.records import ROLES, as_parts
+from fusedvlm.data.records import ROLES, as_parts, plain_image
 from fusedvlm.wording import fit, shown
 
 Sample = dict[str, Any]
@@ -24,7 +24,7 @@ def from_llava(row: dict) -> Iterator[Sample]:
     Answers in front of the first question are left out, as LLaVA's own trainer does.
     """
     turns = [(speaker(turn, "from"), text_field(turn, "value")) for turn in list_field(row, "conversations")]
-    images = as_list(row.get("image"))
+    images = [plain_image(image) for image in as_list(row.get("image"))]
     while turns and turns[0][0] == "assistant":
         turns.pop(0)
     messages = [{"role": role, "content": place_images(text, "<image>")} for role, text in turns]
@@ -57,7 +57,7 @@ def from_docdownstream(row: dict) -> Iterator[Sample]:
     """mPLUG DocDownstream-1.0's layout (`train.jsonl`): `image` list, `messages` with `<|image|>`, `task_name`."""
     turns = [(speaker(turn, "role"), text_field(turn, "content")) for turn in list_field(row, "messages")]
     messages = [{"role": role, "content": place_images(text, "<|image|>")} for role, text in turns]
-    yield finish(row.get("id"), as_list(row.get("image")), messages)
+    yield finish(row.get("id"), [plain_image(image) for image in as_list(row.get("image"))], messages)
 
 
 def from_chat(row: dict) -> Iterator[Sample]:
@@ -107,16 +107,6 @@ def read_part(part: Any, inline: list[Any], where: str) -> dict[str, str]:
         inline.extend(plain_image(image) for image in found[:1])
         return {"type": "image"}
     raise ValueError(f"field '{where}' has a part of type {shown(kind)}; use text, image or image_url parts.")
-
-
-def plain_image(image: Any) -> Any:
-    """An image as a path, bytes or PIL image: the dict that `datasets` keeps for one is opened."""
-    if isinstance(image, dict):
-        content = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-        if content is None:
-            raise ValueError("an image has neither bytes nor a path.")
-        return content
-    return image
 
 
 def place_images(text: str, marker: str) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ depend on other files than the source itself; image paths and boxes are resolved
 """
 
 import glob
+import io
 import json
 import os
 import re
@@ -56,7 +57,7 @@ def find_files(path: str | list[str]) -> list[str]:
     return found
 
 
-def open_converted(kind: str, files: list[str], options: dict[str, Any], streaming: bool):
+def open_converted(kind: str, files: list[str], options: dict[str, Any], streaming: bool, num_proc: int | None = None):
     """Rows of JSON or tar files as `FEATURES`.
 
     Args:
@@ -64,6 +65,7 @@ def open_converted(kind: str, files: list[str], options: dict[str, Any], streami
         files: of `find_files`.
         options: of the converter, and `check_boxes`.
         streaming: give an `IterableDataset` in place of a `Dataset`.
+        num_proc: processes that share the files of a `Dataset` among them; the rows stay in their order.
     """
     if streaming:
         kwargs = {"files": files, "kind": kind, "options": options}
@@ -72,7 +74,10 @@ def open_converted(kind: str, files: list[str], options: dict[str, Any], streami
     stamps = [(os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
     kwargs = {"files": files, "kind": kind, "options": {**options, "stamps": stamps, "format": FORMAT}}
     try:
-        return datasets.Dataset.from_generator(convert_files, features=FEATURES, gen_kwargs=kwargs)
+        shared = min(num_proc or 1, len(files))
+        return datasets.Dataset.from_generator(
+            convert_files, features=FEATURES, gen_kwargs=kwargs, num_proc=shared if shared > 1 else None
+        )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
@@ -123,9 +128,18 @@ def texts_of(sample: Sample) -> Iterator[str]:
 def store_images(sample: Sample) -> list[dict[str, Any]]:
     """Images as Arrow can hold them."""
     return [
-        {"path": None, "bytes": image} if isinstance(image, bytes) else {"path": str(image), "bytes": None}
-        for image in sample["images"]
+        {"path": None, "bytes": image} if isinstance(image, bytes) else {"path": os.fspath(image), "bytes": None}
+        for image in map(file_or_bytes, sample["images"])
     ]
+
+
+def file_or_bytes(image: Any) -> Any:
+    """A picture in memory as the bytes of a PNG; paths and bytes as they are."""
+    if not hasattr(image, "convert"):
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_tar_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -52,6 +52,9 @@ class SourceSpec:
         metadata={"help": "keep; write [x1, y1, x2, y2] as <bbox>; or do so and move boxes onto the padded square"},
     )
     turns_per_sample: int | None = field(default=None, metadata={"help": "svit: join and cut conversations"})
+    num_proc: int | None = field(
+        default=None, metadata={"help": "processes that convert a sized source: several files, or rows of a table"}
+    )
     bad_rows: Literal["error", "drop"] = field(default="error", metadata={"help": "what to do with malformed rows"})
     license: str | None = field(default=None, metadata={"help": "for the manifest; your reading of the license"})
 
@@ -82,6 +85,7 @@ class SourceSpec:
             "fraction": _is_number(self.fraction),
             "weight": self.weight is None or _is_number(self.weight),
             "seed": isinstance(self.seed, int) and self.seed >= 0,
+            "num_proc": self.num_proc is None or (type(self.num_proc) is int and self.num_proc >= 1),
         }
         for name, is_right in checks.items():
             if not is_right:
@@ -89,6 +93,7 @@ class SourceSpec:
                     "path": "text or a list of texts",
                     "streaming": "true or false",
                     "seed": "a whole number from 0",
+                    "num_proc": "a whole number from 1",
                 }
                 raise ValueError(
                     f"A source's {name} must be {wanted.get(name, 'a number')}, got {getattr(self, name)!r}."
@@ -231,7 +236,7 @@ def load_source(spec: dict[str, Any] | SourceSpec) -> RowSource | RowStream:
         spec = replace(spec, image_folder=os.path.dirname(files[0]) or ".")
     if spec.is_json_or_tar:
         options = {"turns_per_sample": spec.turns_per_sample, "check_boxes": spec.boxes != "keep"}
-        table = open_converted(spec.type, files, options, spec.streaming)
+        table = open_converted(spec.type, files, options, spec.streaming, spec.num_proc)
         open_row = partial(open_stored_row, spec)
     else:
         table = open_table(spec.type, spec.path, spec.subset, spec.split, spec.revision, spec.streaming)
@@ -254,6 +259,7 @@ def good_rows(spec: SourceSpec, table) -> tuple[np.ndarray, int]:
             with_indices=True,
             remove_columns=table.column_names,
             desc=f"Checking {spec.label}",
+            num_proc=spec.num_proc,
         )
     problems = table.data.column("problem").combine_chunks()
     is_good = np.asarray(problems.is_null())

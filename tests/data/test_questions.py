@@ -14,9 +14,18 @@ from typer.testing import CliRunner
 
 from fusedvlm.data import load_source
 from fusedvlm.data.cli import app
-from fusedvlm.data.generate.llm_client import Endpoint, LocalModel, Unanswered
+from fusedvlm.data.generate.journal import Journal
+from fusedvlm.data.generate.llm_client import (
+    Declined,
+    Endpoint,
+    LocalModel,
+    RateLimit,
+    Unanswered,
+    is_cut,
+    seconds_asked,
+)
+from fusedvlm.data.generate.parallel_work import SILENT
 from fusedvlm.data.generate.questions import QuestionOptions, prompt_for, write_questions
-from fusedvlm.data.sample_files import Journal
 from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.data.server import chat_server
 
@@ -155,9 +164,10 @@ def test_no_key_no_header(monkeypatch):
 
 def test_waits_grow_and_respect_the_server(monkeypatch):
     waits = []
+    rate = RateLimit(clock=lambda: sum(waits), sleep=waits.append)
     with chat_server(lambda body, before: 429 if before < 1 else 500) as (address, _), pytest.raises(Unanswered):
-        endpoint(address, pause=0.001, tries=4, sleep=waits.append)([{"role": "user", "content": "x"}])
-    assert waits == [0.01, 0.002, 0.004]
+        endpoint(address, pause=0.001, tries=4, rate=rate)([{"role": "user", "content": "x"}])
+    assert waits == pytest.approx([0.01, 0.001, 0.002, 0.004])  # what the server asks for is no try
 
 
 def test_left_out_samples_are_counted(tmp_path):
@@ -261,9 +271,14 @@ def chat_model(tmp_path_factory):
 
 def test_a_local_model(chat_model, tmp_path):
     ask = LocalModel(chat_model, max_tokens=8, temperature=1.0, seed=3)
-    first = ask([{"role": "user", "content": "hello"}])
+    hello = [{"role": "user", "content": "hello"}]
+    with pytest.raises(Declined, match="cut after 8 tokens"):
+        ask(hello)
+    ask.max_tokens = 9  # as if it had ended by itself
+    first = ask(hello)
     assert isinstance(first, str)
-    assert ask([{"role": "user", "content": "hello"}]) == first
+    assert "hello" not in first
+    assert ask(hello) == first
     rows = tmp_path / "described.jsonl"
     rows.write_text(json.dumps(sample(1)))
     result = CliRunner().invoke(
@@ -283,7 +298,13 @@ def test_a_local_model(chat_model, tmp_path):
         ],
     )
     assert result.exit_code == 0, result.exception
-    assert json.loads(result.stdout)["dropped"]["yes_no"] == {"no question in the reply": 1}
+    report = json.loads(result.stdout)
+    assert (report["cut"], report["unanswered"]) == (2, 0)
+    rows = rows_of(tmp_path / "q.jsonl.declined.jsonl")
+    assert [(row["id"], row["question"], row["why"]) for row in rows] == [
+        ("1", "yes_no", "cut"),
+        ("1", "multiple_choice", "cut"),
+    ]
 
 
 def test_a_model_without_a_chat_template_is_refused(chat_model, tmp_path):
@@ -307,3 +328,211 @@ def test_command_line_use(tmp_path):
     with chat_server(good) as (address, _):
         result = run(app, [*command, "--base-url", address, "--model", "m"])
         assert "3 questions about 1 images" in result.stdout
+
+
+# -- what is refused, cut, limited, shared out, or asked offline -------------------------------------------------------
+
+FINISHED = {"finish_reason": "length", "message": {"role": "assistant", "content": "Question: Is it"}}
+FILTERED = {"finish_reason": "content_filter", "message": {"role": "assistant", "content": ""}}
+SAYS_NO = {"finish_reason": "stop", "message": {"role": "assistant", "content": None, "refusal": "I cannot."}}
+
+
+def choice(content: dict) -> bytes:
+    return json.dumps({"choices": [content], "usage": {"total_tokens": 100}}).encode()
+
+
+def test_refusals_and_cut_replies_are_per_item_counted_kept_apart_and_not_asked_again(tmp_path):
+    odd = {1: 400, 2: choice(FINISHED), 3: choice(FILTERED), 4: choice(SAYS_NO), 5: 413, 6: 422}
+    out, options = tmp_path / "q.jsonl", QuestionOptions(kinds=("yes_no",))
+    with chat_server(lambda body, _: odd.get(number_of(body)) or good(body)) as (address, seen):
+        report = write_questions([sample(n) for n in range(8)], out, endpoint(address), options)
+        assert (report["refused"], report["cut"], report["unanswered"]) == (5, 1, 0)
+        assert {row["id"]: row["why"] for row in rows_of(tmp_path / "q.jsonl.declined.jsonl")} == {
+            "1": "refused", "2": "cut", "3": "refused", "4": "refused", "5": "refused", "6": "refused",
+        }  # fmt: skip
+        assert len(rows_of(out)) == 4
+        assert len(seen) == 8
+    with chat_server(good) as (address, seen):
+        again = write_questions([sample(n) for n in range(8)], out, endpoint(address), options)
+        assert (again["refused"], len(seen)) == (5, 0)
+        retry = QuestionOptions(kinds=("yes_no",), retry_declined=True)
+        last = write_questions([sample(n) for n in range(8)], out, endpoint(address), retry)
+        assert (last["refused"], last["cut"], len(seen)) == (0, 0, 6)
+    assert not (tmp_path / "q.jsonl.declined.jsonl").exists()
+
+
+@pytest.mark.parametrize("count", [3, 200])
+def test_a_server_that_refuses_everything_is_wrong_itself_and_nothing_is_remembered(tmp_path, count):
+    out = tmp_path / "q.jsonl"
+    with (
+        chat_server(lambda body, _: 400) as (address, seen),
+        pytest.raises(ValueError, match=r"refused|without a usable"),
+    ):
+        write_questions([sample(n) for n in range(count)], out, endpoint(address), QuestionOptions(concurrency=2))
+    assert len(seen) <= SILENT + 4
+    with chat_server(good) as (address, _):
+        report = write_questions([sample(n) for n in range(count)], out, endpoint(address), QuestionOptions())
+    assert (report["refused"], report["descriptions"]) == (0, count)
+
+
+@pytest.mark.parametrize("code", [401, 404])
+def test_a_wrong_key_or_address_stops_the_run_and_blocks_nothing(tmp_path, code):
+    out = tmp_path / "q.jsonl"
+    with chat_server(lambda body, _: code) as (address, _), pytest.raises(ValueError, match=f"HTTP {code}"):
+        write_questions([sample(0)], out, endpoint(address), QuestionOptions())
+    with chat_server(good) as (address, _):
+        assert write_questions([sample(0)], out, endpoint(address), QuestionOptions())["unanswered"] == 0
+
+
+def test_a_page_of_html_says_so(tmp_path):
+    page = b"<!doctype html><html>Log in</html>"
+    with (
+        chat_server(lambda body, _: page) as (address, _),
+        pytest.raises(Unanswered, match="a page of HTML in place of JSON"),
+    ):
+        endpoint(address, tries=2)([{"role": "user", "content": "x"}])
+
+
+def test_a_reply_is_cut_when_it_reaches_its_limit_without_an_end():
+    assert is_cut([5, 6, 7], 3, eos_token_id=2)
+    assert not is_cut([5, 6, 2], 3, eos_token_id=2)
+    assert not is_cut([5, 6, 9], 3, eos_token_id=[2, 9])
+    assert not is_cut([5, 6], 3, eos_token_id=2)
+
+
+def test_retry_after_in_seconds_or_as_a_date():
+    assert seconds_asked("7") == 7
+    assert seconds_asked("Thu, 01 Jan 1970 00:00:00 GMT") == 0
+    assert seconds_asked("Fri, 01 Jan 2100 00:00:00 GMT") > 1e9
+    assert seconds_asked("soon") is None
+    assert seconds_asked(None) is None
+
+
+def test_limits_of_requests_and_tokens_per_minute():
+    clock = [0.0]
+    rate = RateLimit(60, 600, clock=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    starts = []
+    for tokens in (0, 0, 50, 0):
+        rate.take()
+        starts.append(clock[0])
+        rate.spend(tokens)
+    assert starts == pytest.approx([0, 1, 2, 7])  # one per second; 50 tokens are five seconds of 600 per minute
+    rate.pause(100)
+    rate.take()
+    assert clock[0] == pytest.approx(107)
+    with pytest.raises(ValueError, match="must be positive"):
+        RateLimit(requests_per_minute=0)
+
+
+def test_however_many_samples_there_are_a_few_are_in_memory(tmp_path):
+    """Samples are made one by one, and gone when they are done: counted, not timed."""
+    import gc
+    import weakref
+
+    class Counted(dict):
+        pass
+
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = [0]
+
+    class Many:
+        def __iter__(self):
+            for number in range(400):
+                one = Counted(sample(number))
+                alive.add(one) if hasattr(Counted, "__hash__") and Counted.__hash__ else None
+                yield one
+
+    Counted.__hash__ = object.__hash__
+    Counted.__eq__ = object.__eq__
+
+    def ask(messages):
+        most[0] = max(most[0], len(alive))
+        return good({"messages": messages})
+
+    report = write_questions(Many(), tmp_path / "q.jsonl", ask, QuestionOptions(concurrency=4))
+    gc.collect()
+    assert report["descriptions"] == 400
+    assert most[0] <= 4 * 4
+    assert len(alive) == 0
+
+
+def command_of(rows, out, *words) -> list[str]:
+    return ["questions", str(rows), "--type", "chat", "-o", str(out), "--model", "m", "--json", *words]
+
+
+def test_shards_are_disjoint_and_complete(tmp_path):
+    rows = tmp_path / "described.jsonl"
+    rows.write_text("\n".join(json.dumps(sample(n)) for n in range(7)))
+    with chat_server(good) as (address, seen):
+        for number in (1, 2, 3):
+            words = command_of(rows, tmp_path / "q.jsonl", "--base-url", address, "--shard", f"{number}/3")
+            assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+        assert len(seen) == 14
+    files = sorted(path.name for path in tmp_path.glob("q-*.jsonl"))
+    assert files == [f"q-{number:05d}-of-00003.jsonl" for number in (1, 2, 3)]
+    ids = [row["id"] for name in files for row in rows_of(tmp_path / name)]
+    assert len(ids) == len(set(ids)) == 21
+
+
+@pytest.mark.parametrize("shard", ["0/16", "17/16", "3", "3/0", "-1/4", "a/b", "1.5/4", "³/4"])
+def test_wrong_shards_are_refused(shard, tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps(sample(0)))
+    result = CliRunner().invoke(
+        app, command_of(tmp_path / "d.jsonl", tmp_path / "q.jsonl", "--local", "x", "--shard", shard)
+    )
+    assert isinstance(result.exception, ValueError)
+    assert "--shard" in str(result.exception)
+
+
+def answer_batch(requests: list[dict], odd: dict[int, dict]) -> list[dict]:
+    """What `vllm run-batch` or OpenAI would write."""
+    lines = []
+    for request in requests:
+        number = number_of(request["body"])
+        body = {
+            "choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": good(request["body"])}}]
+        }
+        answer = {"response": {"status_code": 200, "request_id": "r", "body": body}, "error": None}
+        lines.append({"id": f"b-{len(lines)}", "custom_id": request["custom_id"], **odd.get(number, answer)})
+    return lines
+
+
+def test_an_offline_batch_and_back(tmp_path, monkeypatch):
+    from fusedvlm.data.generate import offline_batch
+
+    monkeypatch.setattr(offline_batch, "MOST_REQUESTS", 5)
+    rows, out = tmp_path / "described.jsonl", tmp_path / "q.jsonl"
+    rows.write_text("\n".join(json.dumps(sample(n)) for n in range(4)))
+    run = lambda *words: CliRunner().invoke(app, command_of(rows, out, *words))  # noqa: E731
+    assert "8 requests in 2 files" in run("--batch-out", str(tmp_path / "batch")).stdout
+    assert not out.exists()
+    written = [row for path in sorted((tmp_path / "batch").glob("*.jsonl")) for row in rows_of(path)]
+    assert len({row["custom_id"] for row in written}) == 8
+    assert {(row["method"], row["url"], row["body"]["model"]) for row in written} == {
+        ("POST", "/v1/chat/completions", "m")
+    }
+    odd = {
+        1: {"response": {"status_code": 400, "body": {"error": {"message": "too long"}}}, "error": None},
+        2: {"response": None, "error": {"code": "batch_expired", "message": "late"}},
+        3: {"response": {"status_code": 200, "body": {"choices": [FINISHED]}}, "error": None},
+    }
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, answer_batch(written, odd))))
+    result = run("--batch-in", str(tmp_path / "answers.jsonl"))
+    assert "2 requests had no answer" in str(result.exception)
+    report = json.loads(result.stdout)
+    assert (report["refused"], report["cut"], report["unanswered"], report["kept"]["yes_no"]) == (2, 2, 2, 2)
+    assert "2 requests in 1 files" in run("--batch-out", str(tmp_path / "rest")).stdout  # what expired, and no more
+    foreign = [{**row, "custom_id": "x"} for row in answer_batch(written, {})]
+    (tmp_path / "foreign.jsonl").write_text("\n".join(map(json.dumps, foreign)))
+    assert "None of 8 answers belongs" in str(run("--batch-in", str(tmp_path / "foreign.jsonl")).exception)
+    (tmp_path / "broken.jsonl").write_text("<html>")
+    assert "line 1: not an answer of a batch" in str(run("--batch-in", str(tmp_path / "broken.jsonl")).exception)
+    with chat_server(good) as (address, seen):  # the rest may be asked online
+        assert run("--base-url", address).exit_code == 0
+        assert len(seen) == 2
+
+
+def test_routes_exclude_each_other(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps(sample(0)))
+    words = command_of(tmp_path / "d.jsonl", tmp_path / "q.jsonl", "--base-url", "http://x/v1", "--batch-out", "b")
+    assert "or --model and --batch-out" in str(CliRunner().invoke(app, words).exception)

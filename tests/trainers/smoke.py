@@ -72,6 +72,29 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SignalAt(TrainerCallback):
+    """Signals to this very process at one of the trainer's events of a step."""
+
+    def __init__(self, event: str, step: int, signals=(signal.SIGTERM,), run: int = 0):
+        self.step, self.signals, self.run, self.runs = step, signals, run, -1
+        setattr(self, event, self.send)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.runs += 1
+
+    def send(self, args, state, control, **kwargs):
+        if self.runs == self.run and state.global_step == self.step:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+
+
+class OnRank:
+    """A callback for one rank of several only."""
+
+    def __init__(self, rank: int, callback: TrainerCallback):
+        self.rank, self.callback = rank, callback
+
+
 class KillInSave:
     """Signal 9 while the second checkpoint is being written, at the call of one of the functions that write it."""
 
@@ -142,7 +165,9 @@ def _train(recipe: Recipe, kill) -> None:
     if isinstance(kill, PretendGpu):
         kill()
         kill = kill.kill
-    if isinstance(kill, KillAt):
+    if isinstance(kill, OnRank):
+        callbacks += [kill.callback] if int(os.environ["RANK"]) == kill.rank else []
+    elif isinstance(kill, TrainerCallback):
         callbacks.append(kill)
     elif kill is not None:
         kill()

@@ -305,6 +305,11 @@ def test_words_override_fields_wherever_they_are():
     assert result.model.fuser_config == {"num_hidden_layers": 4}
 
 
+def test_null_on_the_command_line_is_the_default():
+    recipe, _ = read_recipe("generation", ["--model.model_name_or_path", "null", "--use_cpu"])
+    assert plan_run(recipe).model.model_name_or_path is None
+
+
 def test_one_word_lists_and_json_words():
     recipe, _ = read_recipe(
         "generation", ["--freeze", "model.merger.", "--use_cpu", "--sources", '[{"type":"chat","path":"a"}]']

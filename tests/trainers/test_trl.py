@@ -157,3 +157,83 @@ def test_sft_with_its_own_defaults(backbones, processor, tmp_path):
     )
     trainer.train()
     assert trained(model, before) == {"vision_tower", "merger", "fuser", "projector"}
+
+
+def shorter_or_longer(completions, **kwargs) -> list[float]:
+    return [float(len(str(completion)) % 3) for completion in completions]
+
+
+def prompts(count: int = 4) -> Dataset:
+    rows = [
+        {
+            "images": [tiny.picture(seed, 60 + 20 * seed, 40)],
+            "prompt": [{"role": "user", "content": f"what is {seed}?"}],
+        }
+        for seed in range(count)
+    ]
+    return dataset(rows)
+
+
+def grpo_options(folder, **kwargs) -> dict:
+    own = {name: value for name, value in options(folder).items() if name != "max_length"}
+    return {**own, "num_generations": 2, "max_completion_length": 4, "gradient_accumulation_steps": 2, **kwargs}
+
+
+def test_grpo_with_hd_views(variant, processor, tmp_path):
+    """Every row keeps its own views and question when TRL shuffles and splits what it generated."""
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+    from fusedvlm.trainers import FusedVLMGRPOTrainer
+
+    model = FusedVLMForConditionalGeneration.from_pretrained(variant)
+    before = snapshot(model)
+    matched = []
+
+    class Watched(FusedVLMGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            for ids, packed in zip(inputs["prompt_ids"], inputs["packed_rows"], strict=True):
+                question = processor.query_tokenizer.decode(packed["question_input_ids"])
+                matched.append(question.strip() in processor.tokenizer.decode(ids))
+            return super()._compute_loss(model, inputs)
+
+    trainer = Watched(
+        model=model,
+        reward_funcs=shorter_or_longer,
+        args=trl.GRPOConfig(**grpo_options(tmp_path, beta=0.1)),
+        train_dataset=prompts(),
+        processing_class=processor,
+    )
+    trainer.train()
+    assert len(matched) == 8
+    assert all(matched)
+    assert trained(model, before) <= {"vision_tower", "merger", "fuser", "projector"}
+    first = next(row for row in trainer.state.log_history if "kl" in row)
+    assert first["kl"] == pytest.approx(0, abs=1e-5)  # policy and reference are equal at first
+    assert processor.image_processor.__class__.__name__.startswith("FusedVLM")
+
+
+def test_stock_grpo_is_refused_with_what_to_use(variant, processor, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(variant, trust_remote_code=True)
+    trainer = trl.GRPOTrainer(
+        model=model,
+        reward_funcs=shorter_or_longer,
+        args=trl.GRPOConfig(**grpo_options(tmp_path)),
+        train_dataset=prompts(),
+        processing_class=processor,
+    )
+    with pytest.raises(ValueError, match=r"use fusedvlm\.trainers\.FusedVLMGRPOTrainer"):
+        trainer.train()
+
+
+def test_dpo_with_a_model_of_our_own_class_needs_no_trust(variant, processor, tmp_path):
+    """Where this package is imported, TRL finds its classes for the reference model by itself."""
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+
+    trainer = trl.DPOTrainer(
+        model=FusedVLMForConditionalGeneration.from_pretrained(variant),
+        args=trl.DPOConfig(**options(tmp_path)),
+        train_dataset=preferences(),
+        processing_class=processor,
+    )
+    trainer.train()
+    first = next(row for row in trainer.state.log_history if "loss" in row)
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)

@@ -87,18 +87,21 @@ def load_recipe(name: str | Path, preset: str | Path | None = None) -> Recipe:
     # Once more as a whole: a field of a base may not exist at this stage.
     recipe = Recipe(merged["stage"], place_sections(merged, merged["stage"], str(path)), str(path))
     if preset is not None:
-        apply_preset(recipe, preset)
+        apply_preset(recipe, preset, stated_data(path))
     return recipe
 
 
-def apply_preset(recipe: Recipe, preset: str | Path) -> None:
+def apply_preset(recipe: Recipe, preset: str | Path, own_data: dict[str, Any] | None = None) -> None:
     """Merge a preset's settings for the recipe's stage over the recipe, in place.
+
+    A preset is about machines and sizes. What it says about data stands in for the shipped recipes' only: `own_data`,
+    what the user's own files say, is never overridden.
 
     A preset has parts `common`, `contrastive`, `generation` and `variants`; stage 3 takes `generation` and then its
     own.
     """
     settings = preset_settings(preset, recipe.stage)
-    recipe.sections = merge(recipe.sections, settings)
+    recipe.sections = merge(merge(recipe.sections, settings), {"data": own_data} if own_data else {})
 
 
 def preset_settings(preset: str | Path, stage: str) -> dict[str, dict]:
@@ -236,8 +239,9 @@ def _load_merged(path: Path, above: tuple[Path, ...]) -> dict:
     if stage not in STAGES:
         raise ValueError(f"{path}: {did_you_mean(str(stage), STAGES)}")
     if document.get("preset") is not None:
-        preset = _find_named(document, "preset", path, FOLDER / "presets")
-        merged = merge(merged, preset_settings(preset, stage))
+        preset = preset_settings(_find_named(document, "preset", path, FOLDER / "presets"), stage)
+        below = stated_data(_find_named(document, "base", path, path.parent, FOLDER)) if document.get("base") else {}
+        merged = merge(merge(merged, preset), {"data": below} if below else {})
     own = place_sections(document, stage, str(path))
     if document.get("stage") is not None:
         own["stage"] = document["stage"]
@@ -253,6 +257,17 @@ def _find_named(document: dict, key: str, path: Path, *folders: Path) -> Path:
         return _find(name, *folders)
     except (ValueError, OSError) as error:  # names that no file can have, too
         raise ValueError(fit(f"{path}: {key}: {error}")) from None
+
+
+def stated_data(path: Path) -> dict[str, Any]:
+    """What the data sections of a recipe and its bases say, shipped ones left out."""
+    document = read_yaml(path)
+    has_base = document.get("base") is not None
+    below = stated_data(_find_named(document, "base", path, path.parent, FOLDER)) if has_base else {}
+    if path.is_relative_to(FOLDER.resolve()):
+        return below
+    own = place_sections(document, document.get("stage") or "variants", str(path))
+    return merge(below, own.get("data", {}))
 
 
 def _find(name: str | Path, *folders: Path) -> Path:

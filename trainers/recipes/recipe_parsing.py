@@ -71,9 +71,11 @@ def split_command_line(words: Sequence[str]) -> tuple[dict[str, str], list[tuple
 
 
 def read_value(words: list[str], inside_mapping: bool) -> Any:
-    """Words after an option: none is true, several are a list. Only inside mappings is one word YAML."""
+    """Words after an option: none is true, several are a list, `null` the default. Only inside mappings is one YAML."""
     if not words:
         return True
+    if words == ["null"]:
+        return None
     if len(words) > 1:
         return list(words)
     if inside_mapping or words[0].lstrip().startswith(("{", "[")):
@@ -172,11 +174,10 @@ def _parse(kind: type, values: dict[str, Any], section: str) -> Any:
     for name, value in values.items():
         if value is None:
             continue  # null: the default
-        words.append(f"--{name}")
         if isinstance(value, list) and _is_plain_list(kind, name):
-            words += [str(item) for item in value]
-        else:
-            words.append(json.dumps(value) if isinstance(value, dict | list) else str(value))
+            words += [f"--{name}", *map(str, value)]
+        else:  # in one word, so that -1e-3 is a value and no option
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
     parser = RecipeParser([kind], add_help=False, allow_abbrev=False)
     try:
         with warnings.catch_warnings():

@@ -109,14 +109,19 @@ def set_visual_tokens(
 def _from_saved(arguments: ModelArguments, stage: str):
     kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
     path = arguments.model_name_or_path
+    require_source("model.model_name_or_path", path, "config.json")
     if Path(path).is_dir() and (Path(path) / MARKER).exists():
         wrong = problems(Path(path), contents=False)
         if wrong:
             raise ValueError(f"model.model_name_or_path={path} is damaged: {'; '.join(wrong[:3])}.")
-    elif path.startswith("runs/") and not Path(path).exists():
-        raise ValueError(f"model.model_name_or_path={path} does not exist: run the stage that writes it first.")
     options = {"revision": arguments.model_revision} if arguments.model_revision else {}
-    processor = FusedVLMProcessor.from_pretrained(path, **options)
+    try:
+        processor = FusedVLMProcessor.from_pretrained(path, **options)
+    except OSError as error:
+        where = "the folder" if Path(path).is_dir() else "no such folder, and the Hub repository of that name"
+        raise ValueError(
+            f"model.model_name_or_path={path}: {where} gives no processor ({str(error).splitlines()[0][:120]})."
+        ) from error
     model = kind.from_pretrained(path, **options, **_loading(arguments))
     if arguments.connector is not None and resolve_connector(arguments.connector) != model.config.connector:
         raise ValueError(
@@ -124,6 +129,34 @@ def _from_saved(arguments: ModelArguments, stage: str):
             "model.connector out, or start from model.vision and model.text."
         )
     return model, processor
+
+
+def require_source(field: str, value: str | None, file: str | None = None) -> None:
+    """Refuse a folder that does not exist, or holds no model, before the Hub is asked for a repository of that name.
+
+    Args:
+        field: of the recipe, for the message.
+        value: folder or repository id.
+        file: what the folder must hold.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if not isinstance(value, str):
+        return
+    folder = Path(value).expanduser()
+    is_repository = value.count("/") == 1 and value[0] not in "./~" and not value.startswith("runs/")
+    if not folder.exists() and not is_repository:
+        raise ValueError(
+            f"{field}={value} does not exist: run the stage that writes it first, or correct the path. A repository on "
+            "the Hub is written OWNER/NAME."
+        )
+    if file is not None and folder.is_dir() and not (folder / file).is_file():
+        if (folder / "adapter_config.json").is_file():
+            return
+        inner = next((path.parent for path in sorted(folder.glob(f"*/{file}"), reverse=True)), None)
+        hint = f"; did you mean {inner}?" if inner is not None else "; it is no saved model."
+        raise ValueError(f"{field}={value} holds no {file}{hint}")
 
 
 def _loading(arguments: ModelArguments) -> dict:
@@ -134,6 +167,10 @@ def _loading(arguments: ModelArguments) -> dict:
 
 def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, seed: int):
     connector = resolve_connector(arguments.connector or "fused")
+    for name in ("vision", "text", "answer"):
+        value = getattr(arguments, name)
+        if isinstance(value, str) and "/" in value:
+            require_source(f"model.{name}", value, "config.json")
     query_tokenizer = load_query_tokenizer(arguments.query_tokenizer)
     vision = arguments.vision
     if isinstance(vision, dict):

@@ -12,19 +12,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from accelerate.utils import gather_object
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.utils import logging as hf_logging
 
-from fusedvlm.console import say, show
+from fusedvlm.console import say, show, useful_line
+from fusedvlm.files import saying_when_full
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
 from fusedvlm.trainers.checkpoints import STAGING, find_last_checkpoint, mark_complete, problems, publish, require_whole
+from fusedvlm.trainers.interruption import StopSignals, TrainingInterrupted
 from fusedvlm.trainers.parameter_groups import describe_groups, group_parameters
 from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
 from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, plan_run, read_recipe, world_size
 
 from .build_model import build_model_and_processor, whole_on_every_rank
 from .run_record import changes, describe_run, read_record, write_record
-from .training_data import data_manifest, open_datasets
+from .training_data import data_changes, data_manifest, open_datasets
 
 FINAL = "final"
 TITLES = {"contrastive": "stage 1 (contrastive)", "generation": "stage 2 (generation)"}
@@ -45,16 +48,18 @@ def run_recipe(
 
     Raises:
         ValueError: for settings that cannot work, and for an output folder that holds another run.
+        TrainingInterrupted: after SIGTERM or SIGINT; nothing is published then.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, preset)
     plan = plan_run(recipe)
-    if recipe.stage == "variants":
-        from .variants import train_variants
+    with StopSignals(f"{recipe.stage} before it was finished; nothing was published, and the same command goes on"):
+        if recipe.stage == "variants":
+            from .variants import train_variants
 
-        return train_variants(plan, callbacks)
-    output_dir = Path(plan.training.output_dir)
-    return train_stage(plan, output_dir, output_dir / FINAL, TITLES[recipe.stage], callbacks)
+            return train_variants(plan, callbacks)
+        output_dir = Path(plan.training.output_dir)
+        return train_stage(plan, output_dir, output_dir / FINAL, TITLES[recipe.stage], callbacks)
 
 
 def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -69,6 +74,8 @@ def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: 
     """
     stage = "contrastive" if plan.recipe.stage == "contrastive" else "generation"
     train_data, eval_data = open_datasets(plan.data)
+    if not hasattr(train_data, "__len__") and plan.training.max_steps <= 0:
+        raise ValueError("Streamed sources have no length: say with training.max_steps how many steps to train.")
     record = describe_run(plan.recipe, data_manifest(plan.data, train_data), world_size())
     if target.is_dir() and not problems(target, contents=False):
         _compare(plan, work, record)
@@ -81,18 +88,48 @@ def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: 
     model, processor = build_model_and_processor(plan.model, stage, work, training.seed)
     trainer = make_trainer(plan, stage, training, model, processor, train_data, eval_data)
     _tell(f"{title}: parameters that learn\n{describe_learning(trainer)}")
-    trainer.add_callback(ConsoleCallback(title))
+    # transformers sets disable_tqdm by its verbosity; what counts here is what the recipe says.
+    is_off = str(plan.recipe.sections.get("training", {}).get("disable_tqdm")).lower() == "true"
+    trainer.add_callback(ConsoleCallback(title, show_bar=False if is_off else None))
     for callback in callbacks:
         trainer.add_callback(callback)
     if checkpoint is not None:
         _tell(f"Resuming from {checkpoint}.")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_state()
-    record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    save_finished(trainer, target, record)
-    if PartialState().is_main_process:
-        write_record(work, record)
+    require_last_step(trainer.state, is_told=bool(callbacks))
+    with StopSignals(f"the run when {target} was finished") as stop, stop.deferred():
+        trainer.save_state()
+        record["skipped_rows"] = skipped_rows(trainer)
+        record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        save_finished(trainer, target, record)
+        if PartialState().is_main_process:
+            write_record(work, record)
+    stop.raise_received()
     return target
+
+
+def skipped_rows(trainer) -> dict[str, int]:
+    """How many rows all ranks skipped for each reason. Every rank must call this."""
+    own = dict(trainer.skipped.reasons)
+    ranks = gather_object([own]) if trainer.args.world_size > 1 else [own]
+    reasons = sorted({reason for rank in ranks for reason in rank})
+    return {reason: sum(rank.get(reason, 0) for rank in ranks) for reason in reasons}
+
+
+def require_last_step(state: TrainerState, is_told: bool) -> None:
+    """Refuse to publish what did not reach its last step.
+
+    Args:
+        state: after training.
+        is_told: whether callbacks of the caller's own may have ended it, which is then their decision.
+
+    Raises:
+        RuntimeError: naming both steps.
+    """
+    if state.global_step < state.max_steps and not is_told:
+        raise RuntimeError(
+            f"Training ended at step {state.global_step} of {state.max_steps}: the data ran out. Nothing was published."
+        )
 
 
 def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_data, eval_data=None):
@@ -166,12 +203,13 @@ def save_finished(trainer, target: Path, record: dict) -> None:
     if trainer.args.should_save:
         shutil.rmtree(staging, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(staging), _internal_call=True)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.args.should_save:
-        write_record(staging, record)
-        mark_complete(staging)
-        publish(staging, target)
+    with saying_when_full(target.parent, f"{target.name} was not written; the checkpoints are whole, start again."):
+        trainer.save_model(str(staging), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            write_record(staging, record)
+            mark_complete(staging)
+            publish(staging, target)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -187,13 +225,11 @@ def _compare(plan: RunPlan, work: Path, record: dict) -> None:
     if earlier is None:
         return
     different = changes(earlier["recipe"], record["recipe"])
-    for part in ("sources", "mixture", "samples"):
-        before, now = ((entry["data"] or {}).get(part) for entry in (earlier, record))
-        if before != now and not any(name.startswith("data.") for name in different):
-            different.append(f"data {part}: {before} -> {now}")
+    if not any(name.startswith("data.") for name in different):
+        different += data_changes(earlier["data"], record["data"])
     if different:
         raise ValueError(
-            f"{work} holds a run with other settings ({'; '.join(different[:4])}). Give another output_dir, or "
+            f"{work} holds a run with other settings ({'; '.join(different[:3])[:160]}). Give another output_dir, or "
             "continue it with the new settings by naming its checkpoint: --run.resume PATH."
         )
 
@@ -210,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         run_words(list(sys.argv[1:] if words is None else words))
     except ValueError as error:
-        say(f"fusedvlm: {error}")
+        say(f"fusedvlm: {useful_line(error)}")
         sys.exit(2)
 
 
@@ -226,7 +262,11 @@ def run_stage(stage: str, words: Sequence[str]) -> None:
         if PartialState().is_main_process:
             show(recipe.to_yaml().rstrip())
         return
-    result = run_recipe(recipe)
+    try:
+        result = run_recipe(recipe)
+    except TrainingInterrupted as error:
+        _tell(str(error))
+        sys.exit(error.exit_code)
     if PartialState().is_main_process:
         for folder in result if isinstance(result, list) else [result]:
             show(str(folder))
