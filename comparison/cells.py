@@ -78,3 +78,12 @@ def claim_folder(folder: Path, plan: Plan) -> None:
         raise ValueError(
             f"{folder} holds a comparison with other settings ({first}). Use another --output, or the same settings."
         )
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan a run folder is tied to. Raises `ValueError` for a folder that has none."""
+    try:
+        fields = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        return Plan(**{**fields, "num_visual_tokens": tuple(fields["num_visual_tokens"])})
+    except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is no run folder of a comparison ({type(error).__name__}: plan.json).") from None

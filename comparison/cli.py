@@ -19,6 +19,7 @@ def compare(
     preset: Annotated[str, typer.Option(help="cpu, gpu, or glance (seconds; its scores mean nothing).")] = "cpu",
     tflops: Annotated[float | None, typer.Option(min=0, help="Training TFLOPs of each set of weights.")] = None,
     reference: Annotated[str | None, typer.Option(help="Differences are from this one; fused.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Only the page, of what is finished in the folder.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; one job is too small for more.")] = 1,
     record: Annotated[Path | None, typer.Option(help="Also write a Markdown record here.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -35,12 +36,13 @@ def compare(
       fusedvlm compare fused quecc --tokens 1,4,16
       fusedvlm compare fused "fused:fuse_question=false" dense+visionzip --seeds 3
       fusedvlm compare --all --output runs/compare
+      fusedvlm compare --all --output runs/compare --report
       fusedvlm compare runs/mine/variant runs/other/results.json
     """
     from fusedvlm.console import emit_json, say, show
 
     from .comparison_page import markdown_record, text_table
-    from .whole_comparison import Request, catalogue, compare_given, compare_names, split_paths
+    from .whole_comparison import Request, catalogue, compare_given, compare_names, report_finished, split_paths
 
     if list_them:
         document, text = catalogue(preset, tokens)
@@ -58,7 +60,7 @@ def compare(
         summary, page, title = compare_given(paths, output)
     else:
         request = Request(names, everything, output, tokens, seeds, preset, tflops, reference, threads)
-        summary, page, title = compare_names(request)
+        summary, page, title = report_finished(request) if report else compare_names(request)
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(markdown_record(summary, title), encoding="utf-8")

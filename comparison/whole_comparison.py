@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CONNECTORS
 from fusedvlm.reducers import REDUCERS
 
+from .cells import Cell, read_plan
 from .comparison_page import given_notes, world_notes, write_page
 from .entrants import Entrant, all_entrants, parse_entrant, supported_counts, training_jobs
 from .plan import PRESETS, Plan
@@ -97,21 +98,61 @@ def compare_names(request: Request) -> tuple[Summary, Path, str]:
     plan = make_plan(request.preset, request.tokens, request.tflops)
     entrants = choose_entrants(request.names, request.everything, plan)
     keys = [entrant.key for entrant in entrants]
+    reference = _reference(request, keys)
+    refused = refused_lines(entrants, plan)
+    comparison = Comparison(plan, request.output, shlex.join(["fusedvlm", *sys.argv[1:]]))
+    return _write(request, comparison, comparison.run(entrants, request.seeds), keys, reference, refused)
+
+
+def report_finished(request: Request) -> tuple[Summary, Path, str]:
+    """The page of the cells that are there, while others are still at work or were never done; nothing is trained.
+
+    Raises:
+        ValueError: when the folder has no finished cell of those asked for.
+    """
+    plan = read_plan(request.output)
+    comparison = Comparison(plan, request.output, shlex.join(["fusedvlm", *sys.argv[1:]]))
+    asked = choose_entrants(request.names, request.everything, plan) if request.names or request.everything else []
+    cells = comparison.cells(asked or None)
+    if not cells:
+        raise ValueError(f"{request.output} has no finished cell of what was asked for; run without --report first.")
+    found = {(cell.entrant, cell.num_visual_tokens, cell.seed) for cell in cells}
+    entrants = asked or [parse_entrant(key) for key in dict.fromkeys(cell.entrant for cell in cells)]
+    ranks = [entrant.key for entrant in all_entrants()]
+    keys = sorted((entrant.key for entrant in entrants), key=lambda key: ranks.index(key) if key in ranks else 99)
+    seeds = 1 + max(cell.seed for cell in cells)
+    missing = [
+        f"{entrant.key} at m = {', '.join(map(str, absent))}, seed {seed}: not finished, so not on this page."
+        for entrant, _, counts, seed in comparison.jobs(entrants, seeds)
+        if (absent := [m for m in counts if (entrant.key, m, seed) not in found])
+    ]
+    refused = [*missing, *refused_lines(entrants, plan)]
+    there = [key for key in keys if any(cell.entrant == key for cell in cells)]
+    return _write(request, comparison, cells, there, _reference(request, there), refused)
+
+
+def _reference(request: Request, keys: Sequence[str]) -> str | None:
     reference = request.reference or ("fused" if "fused" in keys else None)
     if reference is not None and reference not in keys:
         raise ValueError(f"--reference {reference!r} is not compared; take one of {', '.join(keys)}.")
-    refused = refused_lines(entrants, plan)
-    command = shlex.join(["fusedvlm", *sys.argv[1:]])
-    cells = Comparison(plan, request.output, command).run(entrants, request.seeds)
+    return reference
+
+
+def _write(
+    request: Request, comparison: Comparison, cells: Sequence[Cell], keys: list[str], reference: str | None, refused
+) -> tuple[Summary, Path, str]:
+    """Summary and page of finished cells."""
+    plan = comparison.plan
     cells = sorted(cells, key=lambda cell: (keys.index(cell.entrant), cell.num_visual_tokens, cell.seed))
     points = summarise_cells(cells, reference)
     environments = list({json.dumps(cell.environment, sort_keys=True): cell.environment for cell in cells}.values())
-    summary = Summary(points, reference, verdicts(points, reference), world_notes(plan, cells, command), environments)
+    notes = [*world_notes(plan, cells, comparison.command), *refused]
+    summary = Summary(points, reference, verdicts(points, reference), notes, environments)
     title = "Connectors and reducers at equal training compute"
-    if request.preset == "glance":
+    if plan.num_images == PRESETS["glance"].num_images:
         title += " (glance: the scores mean nothing)"
     lead = (
-        f"{len(entrants)} ways to m visual tokens on one rendered world: {plan.questions_per_task} held-out questions "
+        f"{len(keys)} ways to m visual tokens on one rendered world: at most {plan.questions_per_task} held-out questions "
         "in each of five tasks, answered by free greedy decoding. One-word questions ask for a colour, a shape or a "
         "letter; dense ones for the whole image."
     )

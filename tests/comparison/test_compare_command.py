@@ -1,5 +1,6 @@
 """`fusedvlm compare` from nothing to a page; killed and continued; refused in one line."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -65,6 +66,17 @@ def test_from_names_to_a_page_and_nothing_is_done_twice(folder, tmp_path):
     assert json.loads(lost.read_text())["scores"] == scores
     assert {name for name, stamp in stamps(folder).items() if before[name] != stamp} == {lost.name}
 
+    # The page of an unfinished folder says what is missing.
+    kept = lost.read_text()
+    lost.unlink()
+    result = compare("--output", folder, "--report", "--json")
+    assert result.exit_code == 0, result.exception
+    document = json.loads(result.stdout)
+    assert len(document["points"]) == 5
+    assert any("fused at m = 4, seed 0: not finished" in note for note in document["notes"])
+    assert not lost.exists()
+    lost.write_text(kept)
+
     # A damaged cell is named, not counted.
     lost.write_text(lost.read_text()[:50])
     result = run(folder)
@@ -95,6 +107,12 @@ def test_a_run_killed_while_training_or_measuring_goes_on(folder, monkeypatch):
     assert result.exit_code == 0
     assert len(json.loads(result.stdout)["points"]) == 3
     assert {name: stamp for name, stamp in stamps(folder).items() if name in after} == after
+
+
+def test_a_folder_without_cells_has_no_page(folder, tmp_path):
+    assert "no run folder" in str(compare("--output", tmp_path / "nothing", "--report").exception)
+    (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(GLANCE)))
+    assert "no finished cell" in str(compare("--output", folder, "--report").exception)
 
 
 def test_a_folder_belongs_to_one_plan(folder):
