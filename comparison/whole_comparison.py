@@ -152,9 +152,9 @@ def _write(
     if plan.num_images == PRESETS["glance"].num_images:
         title += " (glance: the scores mean nothing)"
     lead = (
-        f"{len(keys)} ways to m visual tokens on one rendered world: at most {plan.questions_per_task} held-out questions "
-        "in each of five tasks, answered by free greedy decoding. One-word questions ask for a colour, a shape or a "
-        "letter; dense ones for the whole image."
+        f"{len(keys)} ways to m visual tokens on one rendered world; at most {plan.questions_per_task} held-out "
+        "questions in each of five tasks, answered by free greedy decoding. One-word questions ask for a colour, a "
+        "shape or a letter; dense ones for the whole image."
     )
     return summary, write_page(summary, request.output, title, lead, refused), title
 
