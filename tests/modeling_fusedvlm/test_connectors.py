@@ -133,6 +133,19 @@ def test_a_step_trains_the_connector_and_what_is_saved_loads_again(built, tmp_pa
             again.named_parameters()} == dict.fromkeys(before, 0)  # fmt: skip
 
 
+def test_layers_of_the_tower_that_are_not_read_do_not_learn(backbones):
+    from fusedvlm.trainers.parameter_groups import select_trainable
+
+    model = build(backbones, "dense")
+    names = select_trainable(model, "generation")
+    views = model.get_image_features(torch.randn(1, 3, 24, 24), return_dict=True).pooler_output[0]
+    views.sum().backward()
+    moved = {name for name, tensor in model.named_parameters() if tensor.grad is not None and tensor.requires_grad}
+    assert set(names) == moved
+    assert any("encoder.layers.0." in name for name in names)
+    assert not any("encoder.layers.1." in name for name in names)
+
+
 def model_folder(model):
     from pathlib import Path
 

@@ -61,7 +61,7 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch):
                 printed[line] = run_line(line)
     finally:
         CONNECTORS.pop("salient", None)
-    assert "take 9 or 36 per view" in printed["python"]
+    assert "take 16 or 36 per view" in printed["python"]
     assert "connector           salient" in printed["fusedvlm info runs/salient/final"]
     assert "SalientConnector" in printed["python elsewhere.py"]
     card = (tmp_path / "runs" / "salient" / "final" / "README.md").read_text(encoding="utf-8")
