@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fusedvlm.console import emit_json, say, show
+
 
 def compare(
     entrants: Annotated[
@@ -39,8 +41,6 @@ def compare(
       fusedvlm compare --all --output runs/compare --report
       fusedvlm compare runs/mine/variant runs/other/results.json
     """
-    from fusedvlm.console import emit_json, say, show
-
     from .comparison_page import markdown_record, text_table
     from .whole_comparison import Request, catalogue, compare_given, compare_names, report_finished, split_paths
 

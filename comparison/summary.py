@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fusedvlm.costs.counts import count_flops, read_shapes
 from fusedvlm.evaluation import EvaluationResults
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 
 from .cells import DENSE, ONE_WORD, Cell
 
@@ -193,9 +195,6 @@ def read_given(path: str | Path) -> list[Point]:
 
 def _counted(variant: Path, counts: list[int]) -> dict[int, dict]:
     """FLOPs of one question at each m, from a variant's configuration, for an image that fills its views."""
-    from fusedvlm.costs.counts import count_flops, read_shapes
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
-
     config = FusedVLMConfig.from_pretrained(variant)
     shapes, views = read_shapes(config), 1 + config.max_local_views
     found = {}

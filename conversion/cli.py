@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fusedvlm.console import emit_json, show
+
 
 def convert(
     source: Annotated[
@@ -45,8 +47,6 @@ def convert(
 
     Example: fusedvlm convert checkpoints/256_8_hd_llama-2 variants/256 --text-model meta-llama/Llama-2-7b-chat-hf
     """
-    from fusedvlm.console import emit_json
-
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder.")
     if dtype not in (None, "float32", "bfloat16", "float16"):
@@ -80,8 +80,6 @@ def convert(
 
 
 def _show(report) -> None:
-    from fusedvlm.console import show
-
     for name in report.used:
         show(f"kept     {name}")
     for old, new in report.renamed:

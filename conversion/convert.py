@@ -24,6 +24,8 @@ from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import (
     is_language_key,
     load_vision_tower,
 )
+from fusedvlm.processing import FusedVLMImageProcessor, build_processor
+from fusedvlm.processing.published_templates import choose_conversation, published_chat_template
 
 from . import published_quecc
 from .published_files import copy_tokenizer, first_placeholder_id, read_json_if_there, read_weights
@@ -455,9 +457,6 @@ def _check_text_model(state: dict[str, torch.Tensor], options: ConversionOptions
 
 def _save_processor(config, source: Path, output: Path, options, tokenizers, report: ConversionReport) -> None:
     """Processor of the variant, from the published tokenizers and `preprocessor_config.json`."""
-    from fusedvlm.processing import FusedVLMImageProcessor, build_processor
-    from fusedvlm.processing.published_templates import choose_conversation, published_chat_template
-
     own_tokens = config.connector_class.has_own_question_tokens(config)
     if (own_tokens and tokenizers["query"] is None) or tokenizers["llm"] is None:
         report.notes.append(

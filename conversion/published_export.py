@@ -6,6 +6,7 @@ from huggingface_hub import save_torch_state_dict
 
 from fusedvlm.files import write_json
 from fusedvlm.modeling_fusedvlm.configuration_fusedvlm import FusedVLMConfig
+from fusedvlm.processing import FusedVLMProcessor
 
 from .convert import MODEL_CLASSES, ConversionReport, describe_sizes
 from .published_files import read_json_if_there
@@ -142,8 +143,6 @@ def _token_counts(config: FusedVLMConfig) -> dict:
 
 
 def _save_processor(source: Path, output: Path, config: FusedVLMConfig, report: ConversionReport) -> None:
-    from fusedvlm.processing import FusedVLMProcessor
-
     if not (source / "processor_config.json").is_file():
         report.notes.append("The variant has no processor: write tokenizers and preprocessor_config.json yourself.")
         return

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-PAPER_COUNTS = "1,8,16,32,64,128,256,384,512,768"
+from fusedvlm.console import emit_json, progress, say, show
+from fusedvlm.files import write_json
+
+PAPER_COUNTS = "1,8,16,32,64,128,256,384,512,768"  # for the help text; the work is in profiled_model
 
 
 def info(
@@ -19,8 +22,6 @@ def info(
 
     Example: fusedvlm info runs/quickstart/fusedvlm-m32
     """
-    from fusedvlm.console import emit_json, show
-
     from .variant_info import describe_variant, render_info
 
     facts = describe_variant(model, revision)
@@ -67,93 +68,34 @@ def profile(
       fusedvlm profile --shapes paper
       fusedvlm profile --model runs/quickstart/fusedvlm-m32 --image-size 64x64 --json
     """
-    import torch
-
-    from fusedvlm.console import emit_json, progress, say, show
-    from fusedvlm.files import write_json
-
-    from .counts import read_shapes
-    from .environment import describe_environment
-    from .profile import Workload, profile as measure, profile_table
+    from . import profiled_model as work
 
     if (model is None) == (shapes is None):
         raise ValueError("Give exactly one of --model DIR and --shapes paper.")
     if shapes not in (None, "paper"):
         raise ValueError(f"--shapes {shapes!r} is unknown; there is 'paper'.")
-    config = paper_config() if model is None else _load_config(model)
-    numbers = parse_counts(counts, config)
-    workload = Workload(count_image_views(image_size, config), text_tokens, question_tokens)
+    config = work.paper_config() if model is None else work.load_config(model)
+    numbers = work.parse_counts(counts, config)
+    workload = work.Workload(work.count_image_views(image_size, config), text_tokens, question_tokens)
     timed = model is not None if timed is None else timed
-    loaded = _load_model(model, config, dtype, device) if timed else None
+    loaded = work.load_model(model, config, dtype, device) if timed else None
     with progress(total=len(numbers), description="profiling") as bar:
-        rows = measure(config, read_shapes(config), numbers, workload, loaded, repeats, lambda m: bar.update())
+        rows = work.profile(
+            config, work.read_shapes(config), numbers, workload, loaded, repeats, lambda m: bar.update()
+        )
     records = [row.record() for row in rows]
     if output is not None:
         write_json(output, records)
         say(f"Costs: {output}")
     if json_output:
-        environment = describe_environment("fusedvlm profile")
+        environment = work.describe_environment("fusedvlm profile")
         document = {"model": model or "paper's shapes, random weights", "workload": vars(workload), "rows": records}
         emit_json({**document, "hardware": environment.hardware if timed else None, "versions": environment.versions})
     else:
         show(f"{workload.num_views} views, {text_tokens} text tokens, {question_tokens} question tokens")
-        show(profile_table(rows))
+        show(work.profile_table(rows))
         if loaded is not None:
             show(
                 f"Timed on {next(loaded.parameters()).device}, {str(next(loaded.parameters()).dtype)[6:]}, "
-                f"torch {torch.__version__}."
+                f"torch {work.torch.__version__}."
             )
-
-
-def paper_config():
-    """The paper's size with a dial up to 768."""
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
-
-    numbers = [int(number) for number in PAPER_COUNTS.split(",")]
-    return FusedVLMConfig(trained_num_visual_tokens=numbers, fuser_config={"vocab_size": 49408 + max(numbers) - 1})
-
-
-def parse_counts(counts: str | None, config) -> list[int]:
-    """Turn "1,8,64" into numbers; the trained ones by default. Raises `ValueError` for anything else."""
-    if counts is None:
-        return sorted(config.trained_num_visual_tokens)
-    try:
-        return [int(part) for part in counts.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--num-visual-tokens {counts!r} must be numbers with commas between them, e.g. 1,8,64."
-        ) from None
-
-
-def count_image_views(image_size: str, config) -> int:
-    """Views of an image of WIDTHxHEIGHT. Raises `ValueError` when it is not of that form."""
-    from fusedvlm.processing.image_processing_fusedvlm_views import count_views
-
-    width, _, height = image_size.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--image-size {image_size!r} must be WIDTHxHEIGHT, e.g. 640x480.")
-    return count_views(int(height), int(width), config.vision_config.image_size, config.max_local_views)
-
-
-def _load_config(model: str):
-    from transformers import AutoConfig
-
-    import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
-
-    return AutoConfig.from_pretrained(model)
-
-
-def _load_model(model: str | None, config, dtype: str, device: str | None):
-    """The variant, or random weights at the config's shapes."""
-    import torch
-
-    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-
-    from .environment import default_device
-
-    if model is not None:
-        loaded = FusedVLMForConditionalGeneration.from_pretrained(model)
-    else:
-        with torch.device(device or default_device()):
-            loaded = FusedVLMForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
-    return loaded.to(device or default_device()).eval()

@@ -1,11 +1,15 @@
 """`fusedvlm data ...`: look at, check, augment and write training data."""
 
+import json
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fusedvlm.console import emit_json, say, show
 from fusedvlm.data.generate.cli import documents, questions
+from fusedvlm.data.sample_files import as_json, open_output
 from fusedvlm.data.spec_options import Images, Json, Kind, Spec, data_section
 
 app = typer.Typer(
@@ -47,7 +51,6 @@ def check(
 
     Example: fusedvlm data check llava_v1_5_mix665k.json --type llava --images data/ --drop checked.jsonl
     """
-    from fusedvlm.console import emit_json, say, show
     from fusedvlm.data.prepare.image_check import check_images
     from fusedvlm.data.prepare.row_check import RowChecker, RowLimits
     from fusedvlm.data.sources.build_dataset import parse_data_spec
@@ -107,11 +110,7 @@ def show_samples(
 
     Example: fusedvlm data show recipe.yaml -n 5
     """
-    from itertools import islice
-
-    from fusedvlm.console import emit_json, show
     from fusedvlm.data.prepare.export import one_epoch
-    from fusedvlm.data.sample_files import as_json
 
     samples, total = one_epoch(data_section(spec, kind, images))
     chosen = [as_json(sample) for sample in islice(samples, count)]
@@ -144,7 +143,6 @@ def convert(
 
     Example: fusedvlm data convert data.yaml --output shards/
     """
-    from fusedvlm.console import emit_json, show
     from fusedvlm.data.prepare.export import write_shards
 
     section = data_section(spec, kind, images)
@@ -170,11 +168,7 @@ def manifest(
 
     Example: fusedvlm data manifest data.yaml --licence "llava=CC BY 4.0; images under their own terms" -o manifest.json
     """
-    import json
-
-    from fusedvlm.console import emit_json, say
     from fusedvlm.data.prepare.export import make_manifest
-    from fusedvlm.data.sample_files import open_output
 
     pairs = [entry.partition("=") for entry in licence or []]
     if wrong := [name for name, equals, text in pairs if not (name and equals and text)]:

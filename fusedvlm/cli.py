@@ -1,44 +1,99 @@
-"""The `fusedvlm` command line. Each folder brings its own commands; this module only mounts them."""
+"""The `fusedvlm` command line: a table of commands, each imported only when it is named."""
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from fusedvlm.comparison.cli import compare
-from fusedvlm.console import say, useful_line
-from fusedvlm.conversion.cli import convert
-from fusedvlm.costs.cli import info, profile
-from fusedvlm.data.cli import app as data
-from fusedvlm.hub_cards.cli import card, check, space
-from fusedvlm.hub_cards.push.push_options import push
-from fusedvlm.quickstart.cli import quickstart
-from fusedvlm.scaling.cli import app as scaling, plan
-from fusedvlm.serving.cli import describe
-from fusedvlm.trainers.cli import train
+from fusedvlm import __version__
+from fusedvlm.console import say, show, useful_line
+
+# Command -> where it is defined and the line that `fusedvlm --help` shows: the first sentence of its own help.
+COMMANDS = {
+    "quickstart": (
+        "fusedvlm.quickstart.cli:quickstart",
+        "Train a small family of variants from scratch, ask it questions, and report what each visual token buys.",
+    ),
+    "describe": ("fusedvlm.serving.cli:describe", "Ask a variant questions about images."),
+    "info": (
+        "fusedvlm.costs.cli:info",
+        "Say what a variant is: sizes, number of visual tokens, backbones, parameters by group.",
+    ),
+    "convert": (
+        "fusedvlm.conversion.cli:convert",
+        "Turn a published research checkpoint into a variant, or a variant back into one.",
+    ),
+    "profile": ("fusedvlm.costs.cli:profile", "Say what an image and a question cost at each number of visual tokens."),
+    "plan": (
+        "fusedvlm.scaling.cli:plan",
+        "Choose the number of visual tokens (and the LLM) that scores best within a budget.",
+    ),
+    "compare": (
+        "fusedvlm.comparison.cli:compare",
+        "Compare ways to m visual tokens: same images, frozen tower and LLM, counted training FLOPs and data order.",
+    ),
+    "check": ("fusedvlm.hub_cards.cli:check", "Verify that a folder or repository is a complete and sound variant."),
+    "card": (
+        "fusedvlm.hub_cards.cli:card",
+        "Write a variant's model card, and with a licence everything else its repository needs.",
+    ),
+    "space": (
+        "fusedvlm.hub_cards.cli:space",
+        "Write a Gradio Space for a variant: an m slider, an image, a question, the answer as it comes.",
+    ),
+    "push": (
+        "fusedvlm.hub_cards.push.push_options:push",
+        "Put variants on the Hub: one repository per m, one commit each, tagged, private until all are verified.",
+    ),
+    "scaling": ("fusedvlm.scaling.cli:app", "How much a visual token buys: fits, divergence, trade-offs and a report."),
+    "data": ("fusedvlm.data.cli:app", "Training data: check, show, convert, describe, and make more of it."),
+    "train": (
+        "fusedvlm.trainers.cli:train",
+        "Train a stage from a recipe: contrastive, then generation, then variants.",
+    ),
+}
+
+
+def load_command(name: str) -> Any:
+    """The command itself, from the module that defines it."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    found: typer.Typer | Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command(name)(found)
+        found = alone
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+class LazyCommands(TyperGroup):
+    """Lists commands from the table; a command's module is imported when the command is named."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, (_, help_text) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=help_text), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The named command, loaded. Ends with exit code 2 for a name that is none, as typer does."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(name), rest
+
 
 app = typer.Typer(
     name="fusedvlm",
+    cls=LazyCommands,
     help="Vision-language models whose number of visual tokens is a dial.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(quickstart)
-app.command()(describe)
-app.command()(info)
-app.command()(convert)
-app.command()(profile)
-app.command()(plan)
-app.command()(compare)
-app.command()(check)
-app.command()(card)
-app.command()(space)
-app.command()(push)
-app.add_typer(scaling, name="scaling")
-app.add_typer(data, name="data")
-app.add_typer(train, name="train")
 
 
 @app.callback(invoke_without_command=True)
@@ -48,9 +103,6 @@ def common(
     debug: bool = typer.Option(False, "--debug", help="Show full tracebacks."),
 ) -> None:
     """Vision-language models whose number of visual tokens is a dial."""
-    from fusedvlm import __version__
-    from fusedvlm.console import show
-
     if version:
         show(__version__)
         raise typer.Exit

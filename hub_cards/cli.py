@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fusedvlm.console import emit_json, say, show
+
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")]
 Facts = Annotated[
     Path | None,
@@ -39,7 +41,6 @@ def check(
 
     Example: fusedvlm check runs/published/fusedvlm-m8
     """
-    from fusedvlm.console import emit_json, show
     from fusedvlm.hub_cards.check.check_all import verify
 
     reports = verify(target, revision, load)
@@ -73,7 +74,6 @@ def card(
 
     Example: fusedvlm card runs/quickstart --license apache-2.0 --output runs/published
     """
-    from fusedvlm.console import say
     from fusedvlm.hub_cards.release.variant_release import build_release, check_target, draft, name_family, write_file
 
     from .facts import find_stated
@@ -112,7 +112,6 @@ def space(
 
     Example: fusedvlm space runs/quickstart/fusedvlm-m32 --output runs/space
     """
-    from fusedvlm.console import say
     from fusedvlm.hub_cards.release.space import space_files
     from fusedvlm.hub_cards.release.variant_release import check_target, write_file
 

@@ -7,16 +7,24 @@ person edited on the Hub is kept.
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from huggingface_hub import ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import PreTrainedModel
 from transformers.utils import PushToHubMixin
 
+import fusedvlm
+from fusedvlm.console import say
 from fusedvlm.files import read_json, write_atomically, write_json
+from fusedvlm.hub_cards.card.render_card import card_template, render_card
+from fusedvlm.hub_cards.release.bundle import is_local, pin_backbones, self_contained, weight_headers
+from fusedvlm.hub_cards.release.release_files import card_files
+from fusedvlm.hub_cards.release.variant_release import gather_facts
 
-if TYPE_CHECKING:
-    from .facts import CardFacts
+from .facts import CardFacts, Dataset, find_stated
 
 CARD, FACTS = "README.md", "facts.json"
 ANSWERS = "FusedVLMForConditionalGeneration"
@@ -28,8 +36,6 @@ def push_model_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any):
     Raises:
         ValueError: when the model refers to a language model that only this machine has; nothing is created then.
     """
-    from fusedvlm.hub_cards.release.bundle import pin_backbones
-
     pin_backbones(self.config.to_dict(), self.config.text_model_name_or_path is None, [])
     return PreTrainedModel.push_to_hub(self, *args, **kwargs)
 
@@ -74,13 +80,9 @@ def write_card(
     Raises:
         ValueError: when the model refers to a language model that only this machine has.
     """
-    from fusedvlm.hub_cards.release.release_files import card_files
-
     published = {name: fetch(repo_id, name, token, revision) for name in (CARD, FACTS)} if online else {}
     known = facts_of(published.get(FACTS))
     if published.get(CARD) is not None and not is_ours(published[CARD], known):
-        from fusedvlm.console import say
-
         write_atomically(folder / CARD, published[CARD])
         say(f"{repo_id}: the card on the Hub was written by hand (or another version) and is kept")
         return
@@ -98,9 +100,6 @@ def write_card(
 
 def fetch(repo_id: str, name: str, token: str | bool | None, revision: str | None) -> str | None:
     """Text of a file on the Hub, None when it is not there."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         path = hf_hub_download(repo_id, name, token=token, revision=revision)
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
@@ -108,20 +107,16 @@ def fetch(repo_id: str, name: str, token: str | bool | None, revision: str | Non
     return Path(path).read_text(encoding="utf-8")
 
 
-def facts_of(text: str | None) -> "CardFacts | None":
+def facts_of(text: str | None) -> CardFacts | None:
     """Facts from facts.json, None when there are none of this version's."""
-    from .facts import CardFacts
-
     try:
         return None if text is None else CardFacts.from_json(text)
     except ValueError:
         return None
 
 
-def is_ours(card: str, facts: "CardFacts | None") -> bool:
+def is_ours(card: str, facts: CardFacts | None) -> bool:
     """Whether a card is what this package makes of the facts beside it, so that nobody's words are lost with it."""
-    from fusedvlm.hub_cards.card.render_card import render_card
-
     return facts is not None and render_card(facts) == card
 
 
@@ -133,8 +128,6 @@ def holds_answers(folder: Path) -> bool:
 
 def clean_config(folder: Path) -> None:
     """Take folders of this machine out of config.json; a language model that only this machine has is refused."""
-    from fusedvlm.hub_cards.release.bundle import pin_backbones, self_contained
-
     path = folder / "config.json"
     config = read_json(path)
     pin_backbones(config, self_contained(folder), [])
@@ -145,15 +138,11 @@ def gather(
     folder: Path,
     repo_id: str,
     revision: str,
-    known: "CardFacts | None",
+    known: CardFacts | None,
     stated_beside: Path | None,
     stated: dict[str, Any],
-) -> "CardFacts":
+) -> CardFacts:
     """Facts of what is about to be uploaded. What was stated on the Hub stays stated; measured is what lies here."""
-    from fusedvlm.hub_cards.release.variant_release import gather_facts
-
-    from .facts import find_stated
-
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     said = known.stated if known is not None else find_stated(stated_beside or folder)
     said = replace(said, license_files=(), **{name: value for name, value in stated.items() if value})
@@ -181,8 +170,6 @@ def write_trainer_card(
     Raises:
         ValueError: when the weights refer to something that only this machine has.
     """
-    from fusedvlm.console import say
-
     given = sorted(name for name in ("finetuned_from", "tasks", "dataset_args") if unused.get(name))
     if given:
         say(f"The card takes {', '.join(given)} from the model's own files; what was given is not used")
@@ -203,10 +190,6 @@ def _many(value: str | Iterable[str] | None) -> tuple[str, ...]:
 
 def _datasets(names: tuple[str, ...], ids: tuple[str, ...]):
     """Stated datasets from names and Hub ids, paired as far as they go."""
-    from itertools import zip_longest
-
-    from .facts import Dataset
-
     return tuple(Dataset(name=name or hub_id, id=hub_id) for name, hub_id in zip_longest(names, ids))
 
 
@@ -216,12 +199,6 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
     Raises:
         ValueError: for an adapter whose base only this machine has.
     """
-    from huggingface_hub import ModelCardData
-
-    import fusedvlm
-    from fusedvlm.hub_cards.card.render_card import card_template
-    from fusedvlm.hub_cards.release.bundle import weight_headers
-
     base, what, snippet = describe_checkpoint(folder, repo_id)
     shapes = [shape for tensors in weight_headers(folder).values() for shape in tensors.values()]
     metadata = ModelCardData(
@@ -250,8 +227,6 @@ def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any])
 
 def describe_checkpoint(folder: Path, repo_id: str) -> tuple[str | None, str, str]:
     """(base on the Hub, what the weights are, how to use them)."""
-    from fusedvlm.hub_cards.release.bundle import is_local
-
     adapter = folder / "adapter_config.json"
     if not adapter.is_file():
         what = "Weights of stage 1 of a FusedVLM: vision tower, fusion decoder and the contrastive answer tower."

@@ -1,10 +1,16 @@
 """`fusedvlm quickstart`."""
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fusedvlm.console import emit_json, say, show
+
+from .settings import PRESETS
 
 
 def quickstart(
@@ -26,15 +32,9 @@ def quickstart(
 
     Example: fusedvlm quickstart --minutes 6 --seeds 3
     """
-    import shlex
-    import sys
-
     import torch
 
-    from fusedvlm.console import emit_json, say, show
-
     from .family_report import summary, write_report, write_scaling_pages
-    from .settings import PRESETS
 
     if preset not in PRESETS:
         raise ValueError(f"Unknown preset {preset!r}; presets are {', '.join(PRESETS)}.")

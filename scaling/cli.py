@@ -1,9 +1,31 @@
 """`fusedvlm scaling fit | divergence | optimal | report` and `fusedvlm plan`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fusedvlm.console import emit_json, progress, say, show
+from fusedvlm.scaling.laws.fit import fit_curve
+from fusedvlm.scaling.report.text_tables import (
+    counted_costs,
+    fit_document,
+    fit_table,
+    plan_document,
+    plan_text,
+    tradeoff_text,
+)
+from fusedvlm.scaling.tradeoff.fit_tradeoff import (
+    PUBLISHED_GRID,
+    choices_for_budget,
+    fit_tradeoff,
+    optimal_visual_tokens,
+    read_grid,
+)
+from fusedvlm.scaling.tradeoff.planner import make_plan, parse_budget, read_costs, read_curves
+
+from .score_records import group_curves, read_scores
 
 app = typer.Typer(
     help="How much a visual token buys: fits, divergence, trade-offs and a report.",
@@ -43,17 +65,10 @@ def fit(
       fusedvlm scaling fit results.csv --plot curves.png
       fusedvlm scaling fit paper --exclude "benchmark=RealWorldQA,m=384|512" --json
     """
-    from fusedvlm.console import emit_json, progress, say, show
-    from fusedvlm.scaling.laws.fit import fit_curve
-    from fusedvlm.scaling.report.text_tables import fit_document, fit_table
-
-    from .score_records import group_curves, read_scores
-
     curves = group_curves(read_scores(results, ignore or ()), exclude or ())
     fits = [fit_curve(curve, confidence, resamples, seed) for curve in progress(curves, "fitting", leave=False)]
     if plot is not None:
-        from fusedvlm.charts import save_figure
-        from fusedvlm.scaling.report.figures import fitted_curves
+        from fusedvlm.scaling.report.figures import fitted_curves, save_figure
 
         save_figure(fitted_curves(fits), plot)
         say(f"Figure: {plot}")
@@ -146,19 +161,6 @@ def optimal(
       fusedvlm scaling optimal --text-tokens 50 --budget "1 TFLOPs" --plot tradeoff.png
       fusedvlm scaling optimal grid.csv --task ocr --json
     """
-    from dataclasses import asdict
-
-    from fusedvlm.console import emit_json, say, show
-    from fusedvlm.scaling.report.text_tables import tradeoff_text
-    from fusedvlm.scaling.tradeoff.fit_tradeoff import (
-        PUBLISHED_GRID,
-        choices_for_budget,
-        fit_tradeoff,
-        optimal_visual_tokens,
-        read_grid,
-    )
-    from fusedvlm.scaling.tradeoff.planner import parse_budget
-
     cells = read_grid(grid or PUBLISHED_GRID, task)
     fitted = fit_tradeoff(cells, convention, text_tokens, (0.0, d_max))
     best = optimal_visual_tokens(fitted, text_tokens, max_visual_tokens)
@@ -172,8 +174,7 @@ def optimal(
     for warning in fitted.warnings:
         say(f"Warning: {warning}")
     if plot is not None:
-        from fusedvlm.charts import save_figure
-        from fusedvlm.scaling.report.figures import tradeoff_plot
+        from fusedvlm.scaling.report.figures import save_figure, tradeoff_plot
 
         save_figure(tradeoff_plot(cells, fitted), plot)
         say(f"Figure: {plot}")
@@ -203,7 +204,6 @@ def report(
       fusedvlm scaling report runs/quickstart
       fusedvlm scaling report paper --output scaling.html --exclude "benchmark=RealWorldQA,m=384|512"
     """
-    from fusedvlm.console import emit_json, say, show
     from fusedvlm.scaling.report.scaling_report import collect, write_report
 
     material = collect(folder, exclude or ())
@@ -247,10 +247,6 @@ def plan(
       fusedvlm plan --budget "150 ms" --task caption --costs costs.json
       fusedvlm plan --budget "9 TFLOPs" --scope all --fits fits.json --group "fusion_inputs=vision+queries (ft)"
     """
-    from fusedvlm.console import emit_json, show
-    from fusedvlm.scaling.report.text_tables import counted_costs, plan_document, plan_text
-    from fusedvlm.scaling.tradeoff.planner import make_plan, parse_budget, read_costs, read_curves
-
     limit = parse_budget(budget)
     groups = group or (["fusion_inputs=vision+question+queries"] if fits == "paper" else [])
     curves = read_curves(fits, task, benchmark or (), groups)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fusedvlm.console import emit_json, progress, show
+
 DEFAULT_QUESTION = "Describe the image."
 
 
@@ -32,7 +34,6 @@ def describe(
 
     Example: fusedvlm describe cat.jpg dog.jpg -q "What animal is this?" -q "Which colour?" --model DIR -m 8
     """
-    from fusedvlm.console import emit_json, progress, show
     from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
     questions = question or [DEFAULT_QUESTION]

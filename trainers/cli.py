@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import typer
 
+from fusedvlm.console import show
+from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean, shipped_presets, shipped_recipes
+
 # Words belong to TRL's parser: this module only sorts them by stage and answers --help.
 WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -35,9 +38,6 @@ def variants(context: typer.Context) -> None:
 @train.command("recipes")
 def recipes() -> None:
     """List the shipped recipes and presets."""
-    from fusedvlm.console import show
-    from fusedvlm.trainers.recipes.recipe_files import shipped_presets, shipped_recipes
-
     for title, files in (("Recipes (--config)", shipped_recipes()), ("Presets (--preset)", shipped_presets())):
         show(title)
         for name, path in files.items():
@@ -60,16 +60,12 @@ def run_words(words: Sequence[str]) -> None:
     Raises:
         ValueError: for a stage that does not exist, and for mistakes in the words.
     """
-    from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean
-
     if not words or words[0] not in STAGES:
         asked = words[0] if words else ""
         raise ValueError(f"Name a stage: {did_you_mean(asked, STAGES)}")
     stage, rest = words[0], list(words[1:])
     if any(word in ("-h", "--help", "--help-all") for word in rest):
         from fusedvlm.trainers.recipes.recipe_help import stage_help
-
-        from fusedvlm.console import show  # isort: skip
 
         show(stage_help(stage, everything="--help-all" in rest))
         return

@@ -7,6 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from fusedvlm.console import emit_json, say, show
+from fusedvlm.data.generate.answer_filters import KINDS, PageLimits
+from fusedvlm.data.generate.journal import Journal
+from fusedvlm.data.generate.llm_client import Endpoint, LocalModel, RateLimit
+from fusedvlm.data.generate.questions import QuestionOptions, prompts_of, write_questions
+from fusedvlm.data.prepare.shard import Shard
 from fusedvlm.data.spec_options import Images, Json, Kind, Spec, data_section
 
 Output = Annotated[
@@ -48,8 +54,6 @@ def require_answers(report: dict[str, Any]) -> None:
 
 def say_declined(report: dict[str, Any], output: Path) -> None:
     """Say how many requests got no usable reply, and where they are listed."""
-    from fusedvlm.console import say
-
     if report["refused"] or report["cut"]:
         say(f"{report['refused']} requests were refused and {report['cut']} replies cut; see {output}.declined.jsonl.")
 
@@ -95,8 +99,6 @@ def write_or_read_batch(
         entry_of: text of an answer to its journal entry.
         batch_out, batch_in, retry_declined: options of the command.
     """
-    from fusedvlm.console import say, show
-    from fusedvlm.data.generate.journal import Journal
     from fusedvlm.data.generate.offline_batch import read_batches, write_batches
 
     with Journal(f"{output}.journal") as journal:
@@ -148,12 +150,7 @@ def questions(
 
     Offline: the same with --batch-out FOLDER in place of --base-url, then with --batch-in "ANSWERS*.jsonl".
     """
-    from fusedvlm.console import emit_json, show
-    from fusedvlm.data.generate.answer_filters import KINDS
-    from fusedvlm.data.generate.llm_client import Endpoint, LocalModel, RateLimit
-    from fusedvlm.data.generate.questions import QuestionOptions, prompts_of, write_questions
     from fusedvlm.data.prepare.export import EverySample
-    from fusedvlm.data.prepare.shard import Shard
 
     route, part = choose_route(base_url, model, local, batch_out, batch_in), Shard.parse(shard)
     samples, output = EverySample(data_section(spec, kind, images), part), part.name(output)
@@ -220,8 +217,6 @@ def documents(
 
     Example: fusedvlm data documents ccpdf.jsonl --type docdownstream --local facebook/nougat-base -o pages.jsonl
     """
-    from fusedvlm.console import emit_json, show
-    from fusedvlm.data.generate.answer_filters import PageLimits
     from fusedvlm.data.generate.documents import (
         EndpointReader,
         NougatReader,
@@ -229,9 +224,7 @@ def documents(
         prompts_of_pages,
         read_documents,
     )
-    from fusedvlm.data.generate.llm_client import Endpoint, RateLimit
     from fusedvlm.data.prepare.export import EverySample
-    from fusedvlm.data.prepare.shard import Shard
 
     route, part = choose_route(base_url, model, local, batch_out, batch_in), Shard.parse(shard)
     limits = PageLimits(min_words, min_ratio, max_ratio, max_repetition, min_similarity=min_similarity)

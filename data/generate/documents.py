@@ -11,6 +11,9 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, VisionEncoderDecoderModel
+
 from fusedvlm.console import progress, say
 from fusedvlm.data.sample_files import as_json, open_output
 from fusedvlm.data.sources.converters import Sample
@@ -37,9 +40,6 @@ class NougatReader:
     """
 
     def __init__(self, model: str, max_tokens: int = 3584, device: str | None = None):
-        import torch
-        from transformers import AutoProcessor, VisionEncoderDecoderModel
-
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(model)
         self.model = VisionEncoderDecoderModel.from_pretrained(model).to(self.device).eval()
@@ -52,8 +52,6 @@ class NougatReader:
             ValueError: naming an image that cannot be opened.
             Declined: when the reading was cut at `max_tokens`.
         """
-        import torch
-
         pixels = self.processor(images=load_image(image), return_tensors="pt")["pixel_values"].to(self.device)
         with torch.no_grad():
             tokens = self.model.generate(pixels.to(self.model.dtype), max_new_tokens=self.max_tokens, do_sample=False)
@@ -102,9 +100,6 @@ class SentenceEmbedder:
     """
 
     def __init__(self, model: str, max_length: int = 384, device: str | None = None):
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.model = AutoModel.from_pretrained(model).to(self.device).eval()
@@ -113,8 +108,6 @@ class SentenceEmbedder:
 
     def __call__(self, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of texts, (texts, width)."""
-        import torch
-
         options = {"padding": True, "truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
         with self.lock:
             encoded = self.tokenizer(list(texts), **options).to(self.device)

@@ -302,7 +302,7 @@ def describe_source(spec: SourceSpec, licence: str | None) -> dict[str, Any]:
         **files,
         **counts,
         "dropped_rows": source.dropped,
-        "licence": licence or spec.licence or "not stated; check it",
+        "licence": licence or spec.license or "not stated; check it",
     }
 
 

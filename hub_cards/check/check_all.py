@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
 from fusedvlm.hub_cards.facts import HUB_ID
+from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
+from fusedvlm.hub_cards.release.release_files import CARD, CHECKSUMS
+from fusedvlm.hub_cards.release.variant_release import find_variants
+
+from .repository_check import ADAPTER_CONFIG, check_folder, folder_files
 
 if TYPE_CHECKING:
     from .repository_check import Problem
@@ -51,8 +59,6 @@ def verify(target: str, revision: str | None = None, load: bool = True) -> list[
 
 
 def _report(target: str, folder: Path, repo_id: str | None, load: bool) -> Report:
-    from .repository_check import ADAPTER_CONFIG, check_folder, folder_files
-
     problems = check_folder(folder, repo_id, load)
     files = folder_files(folder)
     return Report(target, len(files), load and not problems and ADAPTER_CONFIG not in files, problems)
@@ -60,9 +66,6 @@ def _report(target: str, folder: Path, repo_id: str | None, load: bool) -> Repor
 
 def _folders(path: Path) -> list[Path]:
     """The folder itself when anything of a repository is in it, else the variants in it."""
-    from fusedvlm.hub_cards.release.release_files import CARD, CHECKSUMS
-    from fusedvlm.hub_cards.release.variant_release import find_variants
-
     parts = ("config.json", "adapter_config.json", CARD, CHECKSUMS)
     if any((path / name).exists() for name in parts):
         return [path]
@@ -79,11 +82,6 @@ def downloaded(repo_id: str, revision: str | None) -> Iterator[Path]:
         ValueError: when the repository or the revision does not exist.
         PushError: when the Hub cannot be asked.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
-
     with tempfile.TemporaryDirectory(prefix="fusedvlm-repo-") as folder:
         try:
             snapshot_download(repo_id, revision=revision, local_dir=folder)

@@ -20,6 +20,7 @@ from fusedvlm.hub_cards.release.bundle import Files, check_code, is_local, weigh
 from fusedvlm.hub_cards.release.release_files import CARD, CHECKSUMS, FACTS, FOREIGN, evidence_files
 from fusedvlm.hub_cards.release.run_facts import content_hash, content_size, count_facts
 
+from . import isolated_loading
 from .leaks import looks_like_pickle, paths_in, secrets_in
 from .weight_shapes import weight_problems
 
@@ -78,14 +79,17 @@ def check_folder(path: Path, repo_id: str | None = None, load: bool = True) -> l
     Raises:
         ValueError: when there is no such folder.
     """
-    from .isolated_loading import loading_problem
-
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder.")
     problems = check_static(path, repo_id)
     # Code that is not what its checksum says must not run.
-    if load and not problems and not (path / ADAPTER_CONFIG).exists() and (message := loading_problem(path)):
+    if (
+        load
+        and not problems
+        and not (path / ADAPTER_CONFIG).exists()
+        and (message := isolated_loading.loading_problem(path))
+    ):
         problems.append(Problem("config.json", message))
     return problems
 

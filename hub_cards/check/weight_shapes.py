@@ -8,6 +8,7 @@ import torch
 
 from fusedvlm.hub_cards.release.bundle import weight_header
 from fusedvlm.hub_cards.release.run_facts import building_a_model, read_config
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES
 
 INDEX = "model.safetensors.index.json"
@@ -48,8 +49,6 @@ def weight_problems(folder: Path) -> Iterator[tuple[str, str]]:
 
 def expected_tensors(folder: Path) -> tuple[dict[str, list[int]], set[str]]:
     """{tensor: shape} of the whole model by its configuration, and the tensors that are tied to others."""
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
-
     data = read_config(folder, folder / "config.json")
     with building_a_model(folder), torch.device("meta"):
         model = FusedVLMForConditionalGeneration(FusedVLMConfig.from_dict(data))

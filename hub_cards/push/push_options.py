@@ -5,6 +5,11 @@ from typing import Annotated
 
 import typer
 
+from fusedvlm.hub_cards.hub_client import Hub
+from fusedvlm.retry import RetryPolicy
+
+from .collection import check_title
+
 
 def push(
     folder: Annotated[Path, typer.Argument(help="A variant's folder, or a family's with one folder per variant.")],
@@ -57,10 +62,6 @@ def push(
       fusedvlm push runs/quickstart --all --namespace ada --license apache-2.0 --public
       fusedvlm push runs/quickstart/fusedvlm-m32 --repo ada/fusedvlm-m32 --facts facts.yaml --tag v1.1
     """
-    from fusedvlm.hub_cards.hub_client import Hub
-    from fusedvlm.retry import RetryPolicy
-
-    from .collection import check_title
     from .push_command import Wanted, group, offer_adapters, offer_variants, show_done, show_plan
 
     if create_pr and (public or collection or adapters):

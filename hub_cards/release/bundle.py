@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 import fusedvlm.modeling_fusedvlm
 import fusedvlm.processing
 from fusedvlm.files import read_json
@@ -167,8 +169,6 @@ def weight_headers(folder: Path) -> dict[str, dict[str, list[int]]]:
 
 def weight_header(path: Path) -> dict[str, list[int]]:
     """{tensor: shape} of one file. Raises `ValueError` when it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="np") as file:
             return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
 from fusedvlm.hub_cards.card.card_plots import latency_plot, score_plot
 from fusedvlm.hub_cards.card.render_card import render_card
 from fusedvlm.hub_cards.facts import CardFacts
@@ -43,9 +46,6 @@ def data_manifest(facts: CardFacts) -> dict[str, Any]:
 
 def benchmark_files(facts: CardFacts) -> Files:
     """`.eval_results/*.yaml` for tasks that were stated to be benchmarks registered on the Hub."""
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    from huggingface_hub.utils import yaml_dump
-
     files: Files = {}
     for score in facts.measured.scores if facts.measured else ():
         benchmark = facts.stated.benchmarks.get(score.task)

@@ -9,10 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
+from fusedvlm.costs.variant_info import count_parameters
 from fusedvlm.evaluation.results import EvaluationResults
 from fusedvlm.files import parse_json, read_json, sha256_of
 from fusedvlm.hub_cards.card.card_tables import AFTER, BEFORE
 from fusedvlm.hub_cards.facts import Backbone, CountedFacts, StatedFacts
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 from fusedvlm.plain_data import build
 
 from .bundle import Content, Files, is_local, self_contained
@@ -56,9 +60,6 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
     Raises:
         ValueError: when the configuration is not one of a FusedVLM variant.
     """
-    from fusedvlm.costs.variant_info import count_parameters
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
-
     config = read_config(folder, files["config.json"])
     with building_a_model(folder):
         model = FusedVLMConfig.from_dict(config)
@@ -112,8 +113,6 @@ def read_config(folder: Path, content: Content) -> dict:
 @contextmanager
 def building_a_model(folder: Path) -> Iterator[None]:
     """Turn whatever transformers and torch raise for a nonsense configuration into one `ValueError`."""
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         yield
     except (

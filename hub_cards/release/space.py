@@ -6,8 +6,11 @@ The Space is plain files. It needs transformers and gradio, never this package.
 import json
 from pathlib import Path
 
+from huggingface_hub import HfApi, hf_hub_download
+
 from fusedvlm.hub_cards.card.render_card import TEMPLATES, card_template
 from fusedvlm.hub_cards.facts import HUB_ID, CardFacts
+from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
 
 from .bundle import Files, bundle
 from .run_facts import read_config, read_content
@@ -58,10 +61,6 @@ def space_files(source: str, revision: str | None = None, repo_id: str | None = 
 
 def _from_repository(repo_id: str, revision: str | None) -> Files:
     """A Space that asks a repository, pinned to a commit."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
-
     try:
         commit = HfApi().model_info(repo_id, revision=revision).sha
         path = hf_hub_download(repo_id, "config.json", revision=commit)

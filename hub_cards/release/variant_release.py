@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 import fusedvlm
 from fusedvlm.hub_cards.facts import CardFacts, Neighbour, StatedFacts, find_stated
 from fusedvlm.hub_cards.licenses import license_texts
@@ -230,8 +232,6 @@ def _common_name(variants: list[Path], counts: list[int]) -> str:
 
 def check_names(repo_id: str, tag: str) -> None:
     """Raise `ValueError` for a repository id or tag that the Hub would refuse."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the model type
 from fusedvlm.console import progress, say
+from fusedvlm.serving import VisualChat
 
 from .accumulate import Progress, StateFile, accumulate, gather
 from .branches import BranchEncoder, ImageBranches, TextBranches
@@ -69,17 +72,11 @@ def load_encoder(request: Request, device: torch.device) -> tuple[BranchEncoder,
     Raises:
         ValueError: unknown dtype, or max_tokens above what a FusedVLM was trained with.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the model type
-
     if request.dtype != "auto" and not isinstance(getattr(torch, request.dtype, None), torch.dtype):
         raise ValueError(f"Unknown dtype {request.dtype!r}; auto, float32, bfloat16 and float16 are known.")
     where = torch.device(request.device) if request.device else device
     config = AutoConfig.from_pretrained(request.model, revision=request.revision)
     if config.model_type == "fusedvlm":
-        from fusedvlm.serving import VisualChat
-
         chat = VisualChat(request.model, request.revision, where, request.dtype)
         m = min(request.max_tokens, config.max_num_visual_tokens)
         if m < request.max_tokens:

@@ -9,7 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fusedvlm.charts import BLUE, COLORS, GREEN, LINES, MARKERS, ORANGE, RED, SKY, token_axis
+from fusedvlm.charts import (
+    BLUE,
+    COLORS,
+    GREEN,
+    LINES,
+    MARKERS,
+    ORANGE,
+    RED,
+    SKY,
+    save_figure as save_figure,
+    token_axis,
+)
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 from fusedvlm.scaling.laws.compare_curves import CurveClusters, InputEffect, ModelScore
 from fusedvlm.scaling.laws.fit import CurveFit, PowerLawFit, predict_interval

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fusedvlm.cli import app
-from fusedvlm.costs.cli import count_image_views, paper_config
 from fusedvlm.costs.counts import read_shapes
 from fusedvlm.costs.profile import Workload, check_counts, profile
+from fusedvlm.costs.profiled_model import count_image_views, paper_config
 
 
 @pytest.mark.parametrize("workload", [Workload(3, 20, 5), Workload(1, 1, 0), Workload(7, 3, 31)])

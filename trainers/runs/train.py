@@ -19,7 +19,10 @@ from transformers.utils import logging as hf_logging
 from fusedvlm.console import say, show, useful_line
 from fusedvlm.files import saying_when_full
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
+from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
 from fusedvlm.trainers.checkpoints import STAGING, find_last_checkpoint, mark_complete, problems, publish, require_whole
+from fusedvlm.trainers.contrastive import ContrastiveTrainer
+from fusedvlm.trainers.generation import GenerationTrainer
 from fusedvlm.trainers.interruption import StopSignals, TrainingInterrupted
 from fusedvlm.trainers.parameter_groups import describe_groups, group_parameters
 from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
@@ -134,10 +137,6 @@ def require_last_step(state: TrainerState, is_told: bool) -> None:
 
 def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_data, eval_data=None):
     """The stage's trainer, its modules compiled where asked for, quiet on standard output."""
-    from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
-    from fusedvlm.trainers.contrastive import ContrastiveTrainer
-    from fusedvlm.trainers.generation import GenerationTrainer
-
     compile_modules(model, plan.run.torch_compile_modules or [], plan.run.torch_compile_modules_backend)
     kind = ContrastiveTrainer if stage == "contrastive" else GenerationTrainer
     trainer = kind(

@@ -9,6 +9,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from fusedvlm.console import say
+from fusedvlm.data import build_dataset, read_spec
+from fusedvlm.data.sources.build_dataset import recipe_section
 from fusedvlm.data.sources.readers import find_files
 from fusedvlm.files import read_json, sha256_of
 from fusedvlm.trainers.recipes.run_arguments import DataArguments
@@ -22,8 +24,6 @@ def open_datasets(arguments: DataArguments):
     Raises:
         ValueError: for a source that does not exist or cannot be read, naming it.
     """
-    from fusedvlm.data import build_dataset
-
     section = data_section(arguments)
     train = build_dataset(section)
     if not hasattr(train, "__len__") and section.get("stop", "never") != "never":
@@ -37,8 +37,6 @@ def open_datasets(arguments: DataArguments):
 
 def data_section(arguments: DataArguments) -> dict[str, Any]:
     """The training data as `build_dataset` takes it, `data.fraction` on top of each source's own."""
-    from fusedvlm.data.sources.build_dataset import recipe_section
-
     section = _read(arguments.sources, arguments.mixture_seed)
     return recipe_section({**section, "fraction": arguments.fraction, "fraction_seed": arguments.fraction_seed})
 
@@ -63,8 +61,6 @@ def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:
 
 
 def _read(sources: list[dict[str, Any]] | str, seed: int) -> dict[str, Any]:
-    from fusedvlm.data import read_spec
-
     if isinstance(sources, list):
         return {"sources": sources, "seed": seed}
     section = read_spec(sources)
