@@ -25,7 +25,7 @@ _PUBLIC = {
     "select_trainable": ".parameter_groups",
     "Recipe": ".recipes.recipe_files",
     "load_recipe": ".recipes.recipe_files",
-    "run_recipe": ".runs.train",
+    "run_recipe": ".runs.run_recipe",
     "find_last_checkpoint": ".checkpoints",
 }
 
@@ -62,6 +62,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         Recipe as Recipe,
         load_recipe as load_recipe,
     )
-    from .runs.train import run_recipe as run_recipe
+    from .runs.run_recipe import run_recipe as run_recipe
 else:
     __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

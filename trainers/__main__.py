@@ -1,5 +1,5 @@
 """`python -m fusedvlm.trainers STAGE ...`: what `accelerate launch -m fusedvlm.trainers` runs on every process."""
 
-from fusedvlm.trainers.runs.train import main
+from fusedvlm.trainers.cli import main
 
 main()

@@ -1,10 +1,11 @@
 """`fusedvlm train`: the three stages from recipes."""
 
+import sys
 from collections.abc import Sequence
 
 import typer
 
-from fusedvlm.console import show
+from fusedvlm.console import say, show, useful_line
 from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean, shipped_presets, shipped_recipes
 
 # Words belong to TRL's parser: this module only sorts them by stage and answers --help.
@@ -69,6 +70,15 @@ def run_words(words: Sequence[str]) -> None:
 
         show(stage_help(stage, everything="--help-all" in rest))
         return
-    from fusedvlm.trainers.runs.train import run_stage
+    from fusedvlm.trainers.runs.run_recipe import run_stage
 
     run_stage(stage, rest)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """`STAGE [--config FILE] [--preset NAME] [--field value ...]`; see `fusedvlm train STAGE --help`."""
+    try:
+        run_words(list(sys.argv[1:] if words is None else words))
+    except ValueError as error:
+        say(f"fusedvlm: {useful_line(error)}")
+        sys.exit(2)

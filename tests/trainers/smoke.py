@@ -19,7 +19,7 @@ from fusedvlm.tests import processes
 from fusedvlm.tests.processes import finish
 from fusedvlm.trainers import checkpoints
 from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
-from fusedvlm.trainers.runs.train import run_recipe
+from fusedvlm.trainers.runs.run_recipe import run_recipe
 
 KILLED = -signal.SIGKILL
 

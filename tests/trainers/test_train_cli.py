@@ -15,8 +15,8 @@ from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers import run_recipe
 from fusedvlm.trainers.checkpoints import problems
+from fusedvlm.trainers.cli import main
 from fusedvlm.trainers.recipes.recipe_files import load_recipe, set_field
-from fusedvlm.trainers.runs.train import main
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,6 @@
-"""Run a recipe: the same code behind `fusedvlm train`, `accelerate launch -m fusedvlm.trainers` and Python.
+"""One stage of training from a plan: data, model, trainer, checkpoint to go on from, the finished folder."""
 
-run_recipe(load_recipe("generation", preset="single_gpu"))
-"""
-
-import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -14,55 +9,21 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.utils import logging as hf_logging
 
-from fusedvlm.console import say, show, useful_line
+from fusedvlm.console import say
 from fusedvlm.files import saying_when_full
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
 from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
 from fusedvlm.trainers.checkpoints import STAGING, find_last_checkpoint, mark_complete, problems, publish, require_whole
 from fusedvlm.trainers.contrastive import ContrastiveTrainer
 from fusedvlm.trainers.generation import GenerationTrainer
-from fusedvlm.trainers.interruption import StopSignals, TrainingInterrupted
+from fusedvlm.trainers.interruption import StopSignals
 from fusedvlm.trainers.parameter_groups import describe_groups, group_parameters
-from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
-from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, plan_run, read_recipe, world_size
+from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, world_size
 
 from .build_model import build_model_and_processor, whole_on_every_rank
 from .run_record import changes, describe_run, read_record, write_record
 from .training_data import data_changes, data_manifest, open_datasets
-
-FINAL = "final"
-TITLES = {"contrastive": "stage 1 (contrastive)", "generation": "stage 2 (generation)"}
-
-
-def run_recipe(
-    recipe: Recipe | str | Path, preset: str | None = None, callbacks: Sequence[TrainerCallback] = ()
-) -> Path | list[Path]:
-    """Carry a recipe out, or continue it where it stopped.
-
-    Args:
-        recipe: a recipe, the name of a shipped one, or the path of a file.
-        preset: merged over it when it is a name or path.
-        callbacks: further trainer callbacks.
-
-    Returns:
-        The folder of the finished model, which `from_pretrained` loads; of every variant at stage 3.
-
-    Raises:
-        ValueError: for settings that cannot work, and for an output folder that holds another run.
-        TrainingInterrupted: after SIGTERM or SIGINT; nothing is published then.
-    """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, preset)
-    plan = plan_run(recipe)
-    with StopSignals(f"{recipe.stage} before it was finished; nothing was published, and the same command goes on"):
-        if recipe.stage == "variants":
-            from .variants import train_variants
-
-            return train_variants(plan, callbacks)
-        output_dir = Path(plan.training.output_dir)
-        return train_stage(plan, output_dir, output_dir / FINAL, TITLES[recipe.stage], callbacks)
 
 
 def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -82,7 +43,7 @@ def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: 
     record = describe_run(plan.recipe, data_manifest(plan.data, train_data), world_size())
     if target.is_dir() and not problems(target, contents=False):
         _compare(plan, work, record)
-        _tell(f"{target} is finished; nothing to do.")
+        tell(f"{target} is finished; nothing to do.")
         return target
     checkpoint = choose_checkpoint(plan, work, record)
     if PartialState().is_main_process:
@@ -90,14 +51,14 @@ def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: 
     training = replace_output(plan.training, work)
     model, processor = build_model_and_processor(plan.model, stage, work, training.seed)
     trainer = make_trainer(plan, stage, training, model, processor, train_data, eval_data)
-    _tell(f"{title}: parameters that learn\n{describe_learning(trainer)}")
+    tell(f"{title}: parameters that learn\n{describe_learning(trainer)}")
     # transformers sets disable_tqdm by its verbosity; what counts here is what the recipe says.
     is_off = str(plan.recipe.sections.get("training", {}).get("disable_tqdm")).lower() == "true"
     trainer.add_callback(ConsoleCallback(title, show_bar=False if is_off else None))
     for callback in callbacks:
         trainer.add_callback(callback)
     if checkpoint is not None:
-        _tell(f"Resuming from {checkpoint}.")
+        tell(f"Resuming from {checkpoint}.")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     require_last_step(trainer.state, is_told=bool(callbacks))
     with StopSignals(f"the run when {target} was finished") as stop, stop.deferred():
@@ -149,7 +110,7 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
     trainer.remove_callback(ProgressCallback)
     if stage == "contrastive" and training.gradient_accumulation_steps > 1:
         pairs = training.per_device_train_batch_size * training.world_size
-        _tell(
+        tell(
             f"Stage 1 compares the {pairs} samples of a micro-batch with each other, not the {pairs} x "
             f"{training.gradient_accumulation_steps} of a step: more processes or larger batches give more negatives."
         )
@@ -187,7 +148,7 @@ def choose_checkpoint(plan: RunPlan, work: Path, record: dict) -> Path | None:
     resume = plan.run.resume
     if resume not in ("auto", "never"):
         return require_whole(resume)
-    checkpoint = find_last_checkpoint(work, report=_tell)
+    checkpoint = find_last_checkpoint(work, report=tell)
     if checkpoint is None:
         return None
     if resume == "never":
@@ -233,39 +194,7 @@ def _compare(plan: RunPlan, work: Path, record: dict) -> None:
         )
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Say something once, not on every process."""
     if PartialState().is_main_process:
         say(message)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """`STAGE [--config FILE] [--preset NAME] [--field value ...]`; see `fusedvlm train STAGE --help`."""
-    from fusedvlm.trainers.cli import run_words
-
-    try:
-        run_words(list(sys.argv[1:] if words is None else words))
-    except ValueError as error:
-        say(f"fusedvlm: {useful_line(error)}")
-        sys.exit(2)
-
-
-def run_stage(stage: str, words: Sequence[str]) -> None:
-    """What the command line asks for: print the resolved recipe, or carry it out and show the folders it made."""
-    if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()  # ours shows the steps; theirs, every file that is read or written
-    recipe, only_print = read_recipe(stage, words)
-    if only_print:
-        check = Recipe(recipe.stage, merge(recipe.sections, {"training": {"use_cpu": True}}), recipe.source)
-        plan_run(check)  # a recipe for GPUs can be printed without one
-        if PartialState().is_main_process:
-            show(recipe.to_yaml().rstrip())
-        return
-    try:
-        result = run_recipe(recipe)
-    except TrainingInterrupted as error:
-        _tell(str(error))
-        sys.exit(error.exit_code)
-    if PartialState().is_main_process:
-        for folder in result if isinstance(result, list) else [result]:
-            show(str(folder))

@@ -16,6 +16,7 @@ from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, world_size
 from fusedvlm.trainers.recipes.run_arguments import QUESTION_CHOICES
 
 from .run_record import describe_run, write_record
+from .train import train_stage
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,6 @@ def train_variants(plan: RunPlan, callbacks: Sequence[TrainerCallback] = ()) -> 
     Raises:
         ValueError: when there are no stage-2 weights to start from.
     """
-    from .train import train_stage
-
     if plan.model.model_name_or_path is None:
         raise ValueError("Stage 3 starts from stage-2 weights: set model.model_name_or_path to their folder.")
     output_dir = Path(plan.training.output_dir)
