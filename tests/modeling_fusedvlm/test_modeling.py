@@ -56,6 +56,8 @@ def new_tokens(model, inputs, **kwargs):
     ids=["greedy", "beams", "beams returned", "no cache", "static cache", "chunked prefill"],
 )
 def test_mixed_batch_equals_one_by_one(model, processor, kwargs):
+    if "prefill_chunk_size" in kwargs and tiny.OLDEST:
+        pytest.skip("the oldest supported transformers cannot feed a prompt with images in chunks")
     batch = new_tokens(model, encode(processor, CONVERSATIONS, COUNTS), **kwargs)
     copies = kwargs.get("num_return_sequences", 1)
     singles = []
