@@ -1,4 +1,4 @@
-"""Panels of the comparison as SVG that takes the page's colours, light or dark.
+"""Panels of the comparison as SVG that takes the page's colors, light or dark.
 
 Hues are Okabe and Ito's; the marker and the line's dashes tell the same as the hue, and the legend shows all three.
 """
@@ -17,7 +17,7 @@ from fusedvlm.charts import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 
 from .summary import Interval, Point
 
-INK = "#010203"  # replaced by the page's text colour
+INK = "#010203"  # replaced by the page's text color
 HUES = {"fused": BLUE, "quecc": ORANGE, "dense": INK, "pool": GREEN, "resampler": RED, "anchored": PURPLE}
 SPARE = (SKY, YELLOW, GREEN, RED, PURPLE, ORANGE)
 CONNECTOR_MARKERS = {"fused": "o", "quecc": "D", "dense": "s", "pool": "^", "resampler": "v", "anchored": "P"}
@@ -36,7 +36,7 @@ DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 class Style:
     """How one entrant looks in every panel."""
 
-    colour: str
+    color: str
     marker: str
     line: object
     filled: bool
@@ -89,16 +89,16 @@ def styles(entrants: Sequence[str]) -> dict[str, Style]:
         base, _, reducer = entrant.partition("+")
         name = base.partition(":")[0]
         if reducer in REDUCER_STYLES:
-            colour, marker = REDUCER_STYLES[reducer]
-            found[entrant] = Style(colour, marker, ":", True)
+            color, marker = REDUCER_STYLES[reducer]
+            found[entrant] = Style(color, marker, ":", True)
             continue
         number = variants.get(name, 0)
         variants[name] = number + 1
         if name not in HUES and number == 0:
             HUES_FOR_OTHERS[name] = (SPARE[spare % len(SPARE)], "o^vDsP"[spare % 6])
             spare += 1
-        colour, marker = (HUES[name], CONNECTOR_MARKERS[name]) if name in HUES else HUES_FOR_OTHERS[name]
-        found[entrant] = Style(colour, marker, DASHES[number % len(DASHES)], number == 0)
+        color, marker = (HUES[name], CONNECTOR_MARKERS[name]) if name in HUES else HUES_FOR_OTHERS[name]
+        found[entrant] = Style(color, marker, DASHES[number % len(DASHES)], number == 0)
     return found
 
 
@@ -135,10 +135,10 @@ def _draw_line(axes: Axes, panel: Panel, points: list[Point], style: Style) -> N
         y,
         yerr=bars,
         xerr=sides,
-        color=style.colour,
+        color=style.color,
         marker=style.marker,
         markersize=5,
-        mfc=style.colour if style.filled else "none",
+        mfc=style.color if style.filled else "none",
         ls=style.line,
         lw=1.4,
         elinewidth=0.9,
@@ -194,8 +194,8 @@ def legend_sample(style: Style) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "legend"}):
         figure = Figure(figsize=(0.55, 0.2))
         axes = figure.add_axes((0, 0, 1, 1))
-        face = style.colour if style.filled else "none"
-        axes.plot([0, 1, 2], [0, 0, 0], color=style.colour, ls=style.line, lw=1.6)
-        axes.plot([1], [0], color=style.colour, marker=style.marker, mfc=face, ls="none", markersize=6)
+        face = style.color if style.filled else "none"
+        axes.plot([0, 1, 2], [0, 0, 0], color=style.color, ls=style.line, lw=1.6)
+        axes.plot([1], [0], color=style.color, marker=style.marker, mfc=face, ls="none", markersize=6)
         axes.set_axis_off()
         return _to_svg(figure)

@@ -153,7 +153,7 @@ def _write(
         title += " (glance: the scores mean nothing)"
     lead = (
         f"{len(keys)} ways to m visual tokens on one rendered world; at most {plan.questions_per_task} held-out "
-        "questions in each of five tasks, answered by free greedy decoding. One-word questions ask for a colour, a "
+        "questions in each of five tasks, answered by free greedy decoding. One-word questions ask for a color, a "
         "shape or a letter; dense ones for the whole image."
     )
     return summary, write_page(summary, request.output, title, lead, refused), title

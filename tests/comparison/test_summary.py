@@ -89,9 +89,9 @@ def points() -> list[Point]:
     return summarise_cells([cell(name, m, share=0.1 + m / 20) for name in names for m in (1, 4, 16)], "fused")
 
 
-def test_every_panel_has_units_and_takes_the_pages_colour():
+def test_every_panel_has_units_and_takes_the_pages_color():
     looks = styles(list(dict.fromkeys(point.entrant for point in points())))
-    assert len({(look.colour, look.marker, str(look.line), look.filled) for look in looks.values()}) == len(looks)
+    assert len({(look.color, look.marker, str(look.line), look.filled) for look in looks.values()}) == len(looks)
     for panel in PANELS:
         svg = draw_panel(panel, points(), looks)
         assert panel.xlabel in svg
