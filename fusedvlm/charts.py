@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -63,9 +64,10 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
-    """A figure as PNG, the same bytes for the same figure."""
+    """A figure as PNG, the same bytes for the same figure drawn by the same version of matplotlib, which is named."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    drawn_by = {"Software": f"matplotlib {matplotlib.__version__}"}
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, metadata=drawn_by)
     return buffer.getvalue()
 
 

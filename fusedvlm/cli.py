@@ -117,10 +117,13 @@ def main() -> None:
     except KeyboardInterrupt:
         say("Interrupted.")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last place to tell the user
+        from fusedvlm.redaction import known_secrets, redact, redacted_traceback
+
+        secrets = known_secrets()
         if "--debug" in sys.argv:
-            raise
-        say(f"fusedvlm: {useful_line(error)}")
+            say(redacted_traceback(error, secrets))
+        say(f"fusedvlm: {redact(useful_line(error), secrets)}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 

@@ -30,20 +30,27 @@ def check(
         str, typer.Argument(help="Folder of a variant or of a family, or Hub repository.", metavar="DIR|REPO")
     ],
     revision: Revision = None,
-    load: Annotated[bool, typer.Option(help="Load the model and ask it; this runs the code in the folder.")] = True,
+    load: Annotated[
+        bool, typer.Option(help="Load the model and ask it, in a process without network, secrets and home.")
+    ] = True,
+    run_foreign_code: Annotated[
+        bool, typer.Option("--run-foreign-code", help="Load it even if its code is none of this package's.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Verify that a folder or repository is a complete and sound variant.
 
-    Complete; every file as checksums.json says; no pickle, secret or path of somebody's machine; backbones pinned to
-    commits; card valid and equal to facts.json, facts equal to the files; loads and answers in a process that cannot
-    import this package. One line per problem; exit code 1 when there are any, 2 when there is nothing to check.
+    Complete; every file as checksums.json says; code exactly what this or a released version writes; every reference to
+    code and every link resolved; no pickle, secret, path or link out; backbones pinned to commits; token ids and finite
+    weights; licenses; card and plots equal to facts.json, facts to the files and results. Then it is loaded and asked
+    in a process that cannot import this package and has nothing to steal. Foreign code is shown as a diff and not run.
+    One line per problem; exit code 1 when there are any, 2 when there is nothing to check.
 
     Example: fusedvlm check runs/published/fusedvlm-m8
     """
     from fusedvlm.hub_cards.check.check_all import verify
 
-    reports = verify(target, revision, load)
+    reports = verify(target, revision, load, run_foreign_code)
     if json_output:
         emit_json([report.to_dict() for report in reports])
     else:
@@ -74,15 +81,23 @@ def card(
 
     Example: fusedvlm card runs/quickstart --license apache-2.0 --output runs/published
     """
-    from fusedvlm.hub_cards.release.variant_release import build_release, check_target, draft, name_family, write_file
+    from fusedvlm.hub_cards.release.variant_release import (
+        build_release,
+        check_target,
+        draft,
+        name_family,
+        shared_weights,
+        write_file,
+    )
 
-    from .facts import find_stated
+    from .facts import Common, find_stated
 
     given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
     members = name_family(folder, namespace, name)
+    common = Common(shared_weights([variant for variant, _, _ in members]))
     for variant, repo_id, family in members:
         stated = find_stated(variant, facts, **given)
-        names = {"tag": tag, "family": family, "stated": stated}
+        names = {"tag": tag, "family": family, "stated": stated, "common": common}
         if stated.license is None and output is None:
             files, notes = draft(variant, repo_id, **names), ["a draft: no licence is stated (facts.yaml or --license)"]
         else:
@@ -110,7 +125,10 @@ def space(
     The Space runs as it is, here or on the Hub, and does not need this package: `pip install -r requirements.txt`,
     `python app.py`. From a folder it takes the model along; from a repository it asks that, pinned to a commit.
 
-    Example: fusedvlm space runs/quickstart/fusedvlm-m32 --output runs/space
+    \b
+    Examples:
+      fusedvlm space runs/published/fusedvlm-m32 --output runs/space   (with its card: see fusedvlm card --output)
+      fusedvlm space your-name/fusedvlm-m32 --output runs/space
     """
     from fusedvlm.hub_cards.release.space import space_files
     from fusedvlm.hub_cards.release.variant_release import check_target, write_file
@@ -119,4 +137,6 @@ def space(
     check_target(output, "space.json")
     for path, content in files.items():
         write_file(output / path, content)
+    if Path(source).is_dir() and repo_id is None and "model/README.md" not in files:
+        say(f"{source} has no card, so the Space links none; write the repository with `fusedvlm card --output` first")
     say(f"{output}: a Space of {len(files)} files; try it with `python {output / 'app.py'}`")

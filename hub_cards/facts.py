@@ -124,7 +124,8 @@ class CountedFacts:
         counts_per_view: whether m counts the tokens of each view.
         possible_num_visual_tokens: every m there is, where it is not simply 1 to the largest trained one.
         weight_bytes: size of the safetensors files.
-        sha256: of each file the facts were counted in.
+        sha256: of each file that decides how it answers, and of the license texts.
+        connector: how view tokens become visual tokens.
     """
 
     num_visual_tokens: int
@@ -155,6 +156,42 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Common:
+    """What the repositories of a family have in common.
+
+    Args:
+        weights: digest of the weights when all of them hold the same, None when they do not (or there is one only).
+        dial: one repository with these weights for every m, beside those with one m each; None without one.
+    """
+
+    weights: str | None = None
+    dial: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a variant answered at one number of visual tokens."""
+
+    num_visual_tokens: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, a question, and what the family really answered at several m.
+
+    Args:
+        sha256: of the picture, `example.png` in the repository.
+        expected: the right answer, if there is one.
+    """
+
+    sha256: str
+    question: str
+    answers: tuple[Answer, ...]
+    expected: str | None = None
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """Everything one card says.
 
@@ -167,6 +204,9 @@ class CardFacts:
         family: all variants in the order of m, this one included.
         package_version: version of this package that wrote the card.
         files: names of licence, training and result files in the repository.
+        common: what the family's repositories share.
+        example: a picture with real answers, or None.
+        complete: whether the repository is a release with checksums, as `fusedvlm push` makes it.
     """
 
     repo_id: str
@@ -179,6 +219,14 @@ class CardFacts:
     family: tuple[Neighbour, ...]
     package_version: str
     files: tuple[str, ...] = ()
+    common: Common = Common()
+    example: Example | None = None
+    complete: bool = True
+
+    @property
+    def is_dial(self) -> bool:
+        """Whether this is the family's one repository for every m."""
+        return self.common.dial == self.repo_id
 
     @property
     def m(self) -> int:

@@ -14,17 +14,17 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from fusedvlm.redaction import known_secrets, redact
 from fusedvlm.retry import TRANSIENT_STATUS, retry_after
 
 # huggingface_hub speaks through httpx up to 1.x and through httpx2 since 2.0; its own error derives from the right one.
 http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 
-# Everything a call through huggingface_hub is known to raise; ValueError and RuntimeError wrap answers and uploads.
-CALL_ERRORS = (http.HTTPError, OSError, ValueError, RuntimeError)
-# What huggingface_hub raises while it takes an answer apart that is not built as expected.
+# What huggingface_hub raises when an answer is JSON, but not the Hub's: `{}`, `[]` or `null` from something in between.
 ODD_ANSWERS = (LookupError, TypeError, AttributeError)
+# Everything a call through huggingface_hub is known to raise; ValueError and RuntimeError wrap answers and uploads.
+CALL_ERRORS = (http.HTTPError, OSError, ValueError, RuntimeError, *ODD_ANSWERS)
 TRANSIENT_TRANSPORT = (http.TimeoutException, http.NetworkError, http.RemoteProtocolError, http.ProxyError)
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 AGAIN = "run the same command again, it goes on where it stopped"
 
 
@@ -80,17 +80,22 @@ def status_of(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
+def is_odd(error: BaseException) -> bool:
+    """Whether an error says that an answer was JSON, but not the Hub's."""
+    if type(error) is ValueError:  # huggingface_hub's own look at an answer
+        return re.search(r"improperly formatted|malformed", str(error), re.IGNORECASE) is not None
+    return isinstance(error, (OddAnswer, *ODD_ANSWERS))
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a little later."""
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
         return error.response.status_code in TRANSIENT_STATUS
     if isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError | LongWait):
         return False
-    if isinstance(error, OddAnswer):
-        return True
     if isinstance(error, (*TRANSIENT_TRANSPORT, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
         return True
-    if isinstance(error, json.JSONDecodeError):
+    if is_odd(error) or isinstance(error, json.JSONDecodeError):
         return True  # a gateway's page in the place of an answer; a ValueError, but nobody's wrong input
     return type(error) is RuntimeError  # hf_xet's, which says no more
 
@@ -104,16 +109,27 @@ def requested_wait(headers) -> float | None:
 
 
 def one_line(text: object, secret: str | None = None) -> str:
-    """Text without line breaks and without anything that looks like a token."""
-    text = " ".join(str(text).split())
-    if secret:
-        text = text.replace(secret, "hf_***")
-    return TOKEN.sub("hf_***", text)
+    """Text without line breaks and without secrets, in whatever encoding somebody repeats them."""
+    return redact(" ".join(str(text).split()), [*known_secrets(), *([secret] if secret else [])])
+
+
+def silence(error: BaseException, secret: str | None = None) -> None:
+    """Take secrets out of an error and of everything behind it, so that no traceback shows them."""
+    secrets = [*known_secrets(), *([secret] if secret else [])]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.args = tuple(redact(part, secrets) if isinstance(part, str) else part for part in error.args)
+        if isinstance(getattr(error, "server_message", None), str):
+            error.server_message = redact(error.server_message, secrets)
+        error = error.__cause__ or error.__context__
 
 
 def explain(error: BaseException, about: str, secret: str | None = None) -> PushError:
     """The one line for an error of a call about `about` (a repository, or what else was asked for)."""
     status = status_of(error)
+    if is_odd(error) and not isinstance(error, OddAnswer):
+        error = OddAnswer(error)
     for kinds, text in _BY_KIND:
         if isinstance(error, kinds):
             return PushError(f"{about}: {text.format(error=one_line(error, secret), again=AGAIN)}", status)

@@ -149,6 +149,11 @@ def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes
     return {"NOTICE": notice.encode(), **texts} if notice else texts
 
 
+def expected_notice(stated: StatedFacts, counted: CountedFacts) -> str:
+    """What a NOTICE file must say for these licences; empty when nothing must be said."""
+    return _notice(TERMS.get(stated.license), counted)
+
+
 def _check_agreement(stated: StatedFacts, terms: Terms) -> None:
     """Raise `ValueError` when the text of an agreement that must travel along was not given."""
     if not stated.license_files:

@@ -21,12 +21,12 @@ from fusedvlm.console import say
 from fusedvlm.files import read_json, write_atomically, write_json
 from fusedvlm.hub_cards.card.render_card import card_template, render_card
 from fusedvlm.hub_cards.release.bundle import is_local, pin_backbones, self_contained, weight_headers
-from fusedvlm.hub_cards.release.release_files import card_files
+from fusedvlm.hub_cards.release.release_files import card_files, evidence_files
 from fusedvlm.hub_cards.release.variant_release import gather_facts
 
 from .facts import CardFacts, Dataset, find_stated
 
-CARD, FACTS = "README.md", "facts.json"
+CARD, FACTS, PROCESSOR = "README.md", "facts.json", "processor_config.json"
 ANSWERS = "FusedVLMForConditionalGeneration"
 
 
@@ -92,10 +92,14 @@ def write_card(
         return
     clean_config(folder)
     facts = gather(folder, repo_id, revision or "main", known, stated_beside, stated)
-    for name, content in card_files(facts).items():
+    evidence = evidence_files(facts)
+    facts = replace(facts, files=tuple(sorted(evidence)), complete=False)
+    for name, content in {**evidence, **card_files(facts)}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    if online and not (folder / PROCESSOR).is_file() and fetch(repo_id, PROCESSOR, token, revision) is None:
+        say(f"{repo_id}: has no processor yet, without which the card's code does not run; push that as well")
 
 
 def fetch(repo_id: str, name: str, token: str | bool | None, revision: str | None) -> str | None:

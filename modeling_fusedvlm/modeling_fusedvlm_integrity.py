@@ -64,7 +64,8 @@ def recording(config):
     def save_file(tensors, filename, metadata=None):
         if threading.get_ident() == thread:
             metadata = {**(metadata or {}), **record}
-        return original(tensors, filename, metadata=metadata)
+        original(tensors, filename, metadata=metadata)
+        order_metadata(filename)
 
     # `save_pretrained` offers no way to add to the metadata it writes.
     modeling_utils.safe_save_file = save_file
@@ -72,6 +73,19 @@ def recording(config):
         yield
     finally:
         modeling_utils.safe_save_file = original
+
+
+def order_metadata(filename: str) -> None:
+    """Give the header of a weights file one order: safetensors writes metadata in a random one, and a family whose
+    variants share their weights should share the file's checksum."""
+    with open(filename, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # reordering keeps the length; anything else stays as it is
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_record(file: str) -> dict | None:

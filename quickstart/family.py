@@ -134,8 +134,24 @@ def load_and_ask(folders: list[Path], samples: list[world.Sample], seed: int) ->
     return examples, measure_latencies(model, processor, shown[0].image, examples[0]["question"], counts)
 
 
+def save_example(examples: list[dict], folder: Path) -> None:
+    """Leave a picture with real answers for the cards: the first question that the variants answer differently."""
+    if not examples:
+        return
+    chosen = next((example for example in examples if len(set(example["answers"].values())) > 1), examples[0])
+    chosen["sample"].image.save(folder / "example.png")
+    document = {
+        "image": "example.png",
+        "question": chosen["question"],
+        "expected": chosen["expected"],
+        "answers": {str(m): text for m, text in chosen["answers"].items()},
+    }
+    write_json(folder / "example.json", document)
+
+
 def save_record(family: Family, settings: Settings) -> None:
-    """Write results.json, swapped.json and run.json beside the variants."""
+    """Write results.json, swapped.json, run.json and example.json beside the variants."""
+    save_example(family.examples, family.folder)
     family.results.save(family.folder / "results.json")
     family.swapped.save(family.folder / "swapped.json")
     environment = family.results.environment

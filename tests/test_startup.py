@@ -63,6 +63,8 @@ def test_the_line_in_the_help_is_what_the_command_says_of_itself(name):
 def late_imports() -> list[str]:
     found = set()
     for path in FILES:
+        if path.name == "loading_probe.py":
+            continue  # a program of its own, which imports only after it has locked itself up
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 found |= {

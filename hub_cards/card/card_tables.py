@@ -11,6 +11,8 @@ BEFORE, AFTER = ("m", "repository", "mean", "mean, images swapped"), ("first tok
 
 def render_title(facts: CardFacts) -> str:
     """The card's first heading: repository name and m."""
+    if facts.is_dial:
+        return f"{facts.repo_id.partition('/')[2]}, every m"
     return f"{facts.repo_id.partition('/')[2]}, m = {facts.m}"
 
 

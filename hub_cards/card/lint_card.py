@@ -15,6 +15,8 @@ from huggingface_hub import ModelCard
 from fusedvlm.hub_cards.facts import HUB_ID
 from fusedvlm.hub_cards.licenses import LICENSES, TERMS
 
+from .card_links import link_problems
+
 KEYS = {
     "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
     "base_model_relation", "datasets", "metrics", "tags", "model-index", "new_version", "thumbnail", "co2_eq_emissions",
@@ -23,9 +25,7 @@ KEYS = {
 RELATIONS = {"adapter", "finetune", "merge", "quantized"}
 MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
-LARGEST_IMAGE = 1_000_000
 FENCE = re.compile(r"^(`{3,})(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]*)\)")
 LEFT_OVER = re.compile(r"\[?more information needed\]?|\{\{|\{%|/(?:home|Users)/\w|/(?:tmp|root)/", re.IGNORECASE)
 
 
@@ -49,7 +49,7 @@ def lint_card(text: str, sizes: Mapping[str, int], repo_id: str | None) -> list[
         *_metadata(metadata),
         *_model_index(metadata.get("model-index")),
         *_licence_files(metadata, sizes),
-        *_links(bare, sizes),
+        *link_problems(body, sizes),
         *_tables(bare),
         *(f"left over: {match.group()!r}" for match in LEFT_OVER.finditer(bare)),
         *_code(body, repo_id),
@@ -103,19 +103,6 @@ def _licence_files(data: dict[str, Any], sizes: Mapping[str, int]) -> Iterator[s
     for name in ("LICENSE", "NOTICE") if terms else ():
         if name not in sizes:
             yield f"the {terms.title} asks for a {name} file"
-
-
-def _links(text: str, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Relative targets exist; images have words for those who cannot see them, and load fast."""
-    for image, words, target in LINK.findall(text):
-        if image and not words.strip():
-            yield f"the image {target} has no alternative text"
-        if re.match(r"https?://|#|mailto:", target):
-            continue
-        if target not in sizes:
-            yield f"links to {target}, which is not there"
-        elif image and sizes[target] > LARGEST_IMAGE:
-            yield f"the image {target} has {sizes[target]:,} bytes; at most {LARGEST_IMAGE:,}"
 
 
 def _tables(text: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from .card_tables import MISSING, family_table, glance, render_title
 from .metadata import card_metadata
 from .readback import differences
 
+LARGE = 50_000_000  # parameters of a language model that somebody may want in four bits
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # In a table cell these would be markup; as entities they are themselves.
 MARKUP = {character: f"&#{ord(character)};" for character in "|`*[]{}<>\\~#!"}
@@ -32,8 +33,10 @@ def cell(value: Any) -> str:
 
 
 def prose(text: str) -> str:
-    """Paragraphs of a person's own text: emphasis, links and lists stay; HTML, headings, rules and tables do not."""
+    """Paragraphs of a person's own text: emphasis, links and lists stay; HTML, images, headings, rules and tables do
+    not."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("{", "&#123;").replace("}", "&#125;")
+    text = text.replace("![", "!\\[")
     lines = [
         re.sub(r"^(\s*)(?=[#|>=`~]|-{2,}\s*$|_{3,}\s*$|\*{3,}\s*$)", r"\1\\", line.rstrip())
         for line in text.strip().splitlines()
@@ -96,6 +99,11 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "noncommercial": noncommercial(facts.stated),
         "terms": TERMS.get(facts.stated.license),
         "missing": MISSING,
+        "owner": facts.repo_id.partition("/")[0],
+        "example": facts.example,
+        "shown_answers": _shown_answers(facts),
+        "large": counted_language_model(facts) >= LARGE,
+        "target_modules": r".*fuser.*\.(q_proj|v_proj)",
     }
 
 
@@ -110,6 +118,18 @@ def possible_counts(counts: Sequence[int]) -> str:
     if len(counts) > 2 and list(counts) == list(range(counts[0], counts[-1] + 1)):
         return f"every m from {counts[0]} to {counts[-1]}"
     return "m = " + ", ".join(map(str, counts))
+
+
+def counted_language_model(facts: CardFacts) -> int:
+    """Parameters of the language model."""
+    return sum(count for group, count in facts.counted.parameters.items() if "language" in group)
+
+
+def _shown_answers(facts: CardFacts) -> list[tuple[int, str]]:
+    """Two of the example's answers: at the fewest visual tokens, and at this variant's own m or the most."""
+    answers = {answer.num_visual_tokens: answer.text for answer in facts.example.answers} if facts.example else {}
+    own = facts.m if facts.m in answers and facts.m != min(answers, default=None) else max(answers, default=None)
+    return [(m, answers[m]) for m in sorted({min(answers), own})] if answers else []
 
 
 def _enough(means: Mapping[int, float]) -> int | None:

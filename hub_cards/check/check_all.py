@@ -1,11 +1,11 @@
 """Folders or a Hub repository through all checks."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -15,53 +15,93 @@ from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
 from fusedvlm.hub_cards.release.release_files import CARD, CHECKSUMS
 from fusedvlm.hub_cards.release.variant_release import find_variants
 
-from .repository_check import ADAPTER_CONFIG, check_folder, folder_files
-
-if TYPE_CHECKING:
-    from .repository_check import Problem
+from .repository_check import Problem, check_and_load
+from .repository_files import folder_files
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in one folder or repository."""
+    """What was found in one folder or repository.
+
+    Args:
+        target: what was checked.
+        files: how many files it has.
+        loaded: whether it was loaded and asked, and answered.
+        problems: what is wrong.
+        isolation: what the process that loaded it was kept from, empty when there was none.
+        base: for an adapter, the repository and commit that it belongs to; it is not checked with it.
+    """
 
     target: str
     files: int
     loaded: bool
     problems: "list[Problem]"
+    isolation: dict[str, str] = field(default_factory=dict)
+    base: str | None = None
 
     def to_dict(self) -> dict:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; what says nothing is left out of the problems."""
+        problems = [{name: value for name, value in asdict(problem).items() if value} for problem in self.problems]
+        return {**asdict(self), "problems": problems}
 
     def __str__(self) -> str:
         if self.problems:
             lines = [f"{self.target}: {len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"]
-            return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
-        loads = "loads and answers without this package" if self.loaded else "not loaded"
-        return f"{self.target}: sound, {self.files} files, {loads}"
+            lines += (f"  {problem}" for problem in self.problems)
+            lines += (f"\n{problem.diff}" for problem in self.problems if problem.diff)
+            if any(problem.foreign_code for problem in self.problems) and not self.isolation:
+                lines.append("\nForeign code was not run; read it, then --run-foreign-code loads it, locked up.")
+        else:
+            loads = "loads and answers without this package" if self.loaded else "not loaded"
+            lines = [f"{self.target}: sound, {self.files} files, {loads}"]
+        if self.isolation:
+            held = self.isolation
+            lines.append(
+                f"  its process had {held['network']}, {held['files']}, limits on {held['limits']}, no secrets"
+            )
+        if self.base is not None:
+            lines.append(f"  its base {self.base} is a repository of its own: check that as well")
+        return "\n".join(lines)
 
 
-def verify(target: str, revision: str | None = None, load: bool = True) -> list[Report]:
+def verify(target: str, revision: str | None = None, load: bool = True, run_foreign_code: bool = False) -> list[Report]:
     """Check a variant's folder, every variant of a family's folder, or a repository.
+
+    Args:
+        target: folder or repository.
+        revision: of the repository.
+        load: whether to load what is in order and ask it, in a process without network, secrets and home.
+        run_foreign_code: also load a variant whose only fault is that its code is none of this package's.
 
     Raises:
         ValueError: when there is neither such a folder nor such a repository.
     """
+    options = {"load": load, "run_foreign_code": run_foreign_code}
     if Path(target).is_dir():
         if revision is not None:
             raise ValueError(f"{target} is a folder; --revision is for repositories.")
-        return [_report(str(folder), folder, None, load) for folder in _folders(Path(target))]
+        return [_report(str(folder), folder, None, **options) for folder in _folders(Path(target))]
     if not HUB_ID.fullmatch(target):
         raise ValueError(f"{target}: no such folder, and not a repository id like user/name.")
     with downloaded(target, revision) as folder:
-        return [_report(f"{target}@{revision}" if revision else target, folder, target, load)]
+        return [_report(f"{target}@{revision}" if revision else target, folder, target, **options)]
 
 
-def _report(target: str, folder: Path, repo_id: str | None, load: bool) -> Report:
-    problems = check_folder(folder, repo_id, load)
-    files = folder_files(folder)
-    return Report(target, len(files), load and not problems and ADAPTER_CONFIG not in files, problems)
+def _report(target: str, folder: Path, repo_id: str | None, **options: bool) -> Report:
+    problems, loaded = check_and_load(folder, repo_id, **options)
+    answers = loaded is not None and loaded.problem is None
+    isolation = {} if loaded is None else loaded.isolation
+    return Report(target, len(folder_files(folder)), answers, problems, isolation, _base(folder))
+
+
+def _base(folder: Path) -> str | None:
+    """Repository and commit of an adapter's base."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return f"{config['base_model_name_or_path']} at {config['revision']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _folders(path: Path) -> list[Path]:

@@ -82,6 +82,7 @@ class State:
     private: bool
     files: Mapping[str, RemoteFile]
     tags: Mapping[str, str]
+    branches: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ def look(hub: Hub, repo_id: str, revision: str | None = None) -> State | None:
         raise Conflict(f"{repo_id}: was renamed to {info.id}; push there, or choose another name.")
     expect(is_hash(info.sha, 40), repo_id, "its commit", info.sha)
     expect(isinstance(info.private, bool), repo_id, "whether it is private", info.private)
-    return State(info.sha, info.private, list_files(hub, repo_id, info.sha), list_tags(hub, repo_id))
+    refs = list_refs(hub, repo_id)
+    tags = {tag.name: tag.target_commit for tag in refs.tags}
+    branches = frozenset(branch.name for branch in refs.branches)
+    return State(info.sha, info.private, list_files(hub, repo_id, info.sha), tags, branches)
 
 
 def expect(is_right: bool, repo_id: str, what: str, said: object) -> None:
@@ -141,17 +145,29 @@ def repo_info(hub: Hub, repo_id: str, revision: str | None = None):
     return hub.ask(repo_id, lambda: hub.api.model_info(repo_id, revision=revision, timeout=timeout))
 
 
+def list_refs(hub: Hub, repo_id: str):
+    """The Hub's `GitRefs`: branches and tags."""
+    refs = hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id))
+    for tag in refs.tags:
+        name, commit = tag.name, tag.target_commit
+        expect(isinstance(name, str) and is_hash(commit, 40), repo_id, f"tag {one_line(repr(name))[:60]}", commit)
+    return refs
+
+
 def list_tags(hub: Hub, repo_id: str) -> dict[str, str]:
     """{tag: commit}."""
-    tags = {tag.name: tag.target_commit for tag in hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id)).tags}
-    for name, commit in tags.items():
-        expect(isinstance(name, str) and is_hash(commit, 40), repo_id, f"tag {one_line(repr(name))[:60]}", commit)
-    return tags
+    return {tag.name: tag.target_commit for tag in list_refs(hub, repo_id).tags}
+
+
+def list_branches(hub: Hub, repo_id: str) -> set[str]:
+    """Names of all branches."""
+    return {branch.name for branch in list_refs(hub, repo_id).branches}
 
 
 def list_files(hub: Hub, repo_id: str, revision: str) -> dict[str, RemoteFile]:
     """All files of a commit."""
-    rows = hub.ask(repo_id, lambda: list(hub.api.list_repo_tree(repo_id, recursive=True, revision=revision)))
+    # The Hub puts a file into every repository, so a tree without any is somebody else's answer.
+    rows = hub.ask(repo_id, lambda: list(hub.api.list_repo_tree(repo_id, recursive=True, revision=revision)), bool)
     files: dict[str, RemoteFile] = {}
     for row in rows:
         if not hasattr(row, "blob_id"):

@@ -12,7 +12,7 @@ from fusedvlm.hub_cards.check.repository_check import check_files
 from fusedvlm.hub_cards.facts import find_stated, mean_scores
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.release.adapter_release import build_adapters
-from fusedvlm.hub_cards.release.variant_release import Release, build_family, build_release, find_variants
+from fusedvlm.hub_cards.release.variant_release import Release, build_family, build_release, find_variants, name_family
 
 from .collection import collect
 from .push_adapters import plan_adapters, push_adapters
@@ -48,6 +48,9 @@ class Wanted:
     tag: str
     facts: Path | None
     stated: Mapping[str, Any]
+    dial: bool = False
+    collection: str | None = None
+    no_collection: bool = False
 
     def options(self) -> dict[str, Any]:
         """What builds a family, of variants or adapters."""
@@ -68,15 +71,19 @@ def offer_variants(wanted: Wanted) -> Offer:
             f"{wanted.folder} holds {len(variants)} variants; give --all, or one of them like {variants[0]}."
         )
     if wanted.repo is None:
-        releases = build_family(wanted.folder, wanted.namespace, **wanted.options())
-    elif len(variants) > 1 or wanted.name is not None:
-        raise ValueError("--repo names one repository; use --namespace (and --name) for several variants.")
+        ids = [repo_id for _, repo_id, _ in name_family(wanted.folder, wanted.namespace, wanted.name)]
+        title = None if wanted.no_collection else wanted.collection or title_of(ids)
+        options = {**wanted.options(), "dial": wanted.dial}
+        releases = build_family(wanted.folder, wanted.namespace, **options)
+    elif len(variants) > 1 or wanted.name is not None or wanted.dial:
+        raise ValueError("--repo names one repository; use --namespace (and --name, --dial) for several.")
     else:
         own = find_stated(variants[0], wanted.facts, **wanted.stated)
         releases = [build_release(variants[0], wanted.repo, tag=wanted.tag, stated=own)]
+        title = wanted.collection
     lint(releases)
     notes = {release.repo_id: note(release) for release in releases}
-    return Offer(partial(plan, releases), partial(push, releases), notes, title_of(list(notes)))
+    return Offer(partial(plan, releases), partial(push, releases), notes, title)
 
 
 def offer_adapters(wanted: Wanted) -> Offer:
@@ -95,9 +102,8 @@ def offer_adapters(wanted: Wanted) -> Offer:
     for m, repo_id in family.names.items():
         mean = f", mean score {family.scores[m]:.3g}" if m in family.scores else ""
         notes[repo_id] = f"m = {m}: LoRA adapter{mean}"
-    return Offer(
-        partial(plan_adapters, family), partial(push_adapters, family), notes, title_of(list(family.names.values()))
-    )
+    title = None if wanted.no_collection else wanted.collection or title_of(list(family.names.values()))
+    return Offer(partial(plan_adapters, family), partial(push_adapters, family), notes, title)
 
 
 def lint(releases: Sequence[Release]) -> None:
@@ -106,7 +112,11 @@ def lint(releases: Sequence[Release]) -> None:
     Raises:
         ValueError: with the first problem; the others are said before.
     """
-    problems = [f"{release.repo_id}: {p}" for release in releases for p in check_files(release.files, release.repo_id)]
+    found = [(release.repo_id, p) for release in releases for p in check_files(release.files, release.repo_id)]
+    for repo_id, problem in found:
+        if problem.foreign_code:  # the publisher's own, a connector for example; readers will be told
+            say(f"{repo_id}: {problem}")
+    problems = [f"{repo_id}: {problem}" for repo_id, problem in found if not problem.foreign_code]
     for problem in problems[1:]:
         say(problem)
     if problems:
@@ -126,6 +136,8 @@ def title_of(repo_ids: Sequence[str]) -> str | None:
 
 def note(release: Release) -> str:
     """A repository's line in the collection: m, and the mean score if there is one."""
+    if release.facts.is_dial:
+        return f"Every m from 1 to {max(release.facts.counted.trained_num_visual_tokens)}, by the dial"
     mean = mean_scores(release.facts.measured).get(release.num_visual_tokens)
     return f"m = {release.num_visual_tokens}" + ("" if mean is None else f": mean score {mean:.3g}")
 

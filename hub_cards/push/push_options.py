@@ -21,7 +21,13 @@ def push(
         str | None, typer.Option(help="NAME in that; what the variants' folders have in common by default.")
     ] = None,
     repo: Annotated[str | None, typer.Option(help="user/name of the repository, for a single variant.")] = None,
-    tag: Annotated[str, typer.Option(help="Name of the release. A tag that exists is never moved.")] = "v1.0",
+    dial: Annotated[
+        bool,
+        typer.Option("--dial", help="Add one repository NAME for every m; for families that share their weights."),
+    ] = False,
+    tag: Annotated[
+        str | None, typer.Option(help="Name of the release, v1.0 by default. A tag that exists is never moved.")
+    ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Make the repositories public once every one is verified.")
     ] = False,
@@ -66,6 +72,8 @@ def push(
 
     if create_pr and (public or collection or adapters):
         raise ValueError("--create-pr only proposes content; leave out --public, --collection and --adapters.")
+    if create_pr and tag is not None:
+        raise ValueError("--create-pr proposes content for the main branch, which its card pins; leave out --tag.")
     stated = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
     wanted = Wanted(
         folder=folder,
@@ -73,17 +81,19 @@ def push(
         namespace=namespace,
         repo=repo,
         name=name,
-        tag=tag,
+        tag=tag or ("main" if create_pr else "v1.0"),
         facts=facts,
         stated=stated,
+        dial=dial,
+        collection=collection,
+        no_collection=no_collection or create_pr,
     )
     offer = offer_adapters(wanted) if adapters else offer_variants(wanted)
-    title = None if no_collection or create_pr else collection or offer.title
-    if title is not None:
-        check_title(title)
+    if offer.title is not None:
+        check_title(offer.title)
     hub = Hub(retry_policy=RetryPolicy(attempts=2) if dry_run else None)
     if dry_run:
-        show_plan(*offer.plan(hub, overwrite=overwrite), title, json_output)
+        show_plan(*offer.plan(hub, overwrite=overwrite), offer.title, json_output)
         return
     rows = offer.push(hub, public=public, overwrite=overwrite, create_pr=create_pr)
-    show_done(rows, group(hub, title, offer.notes, rows), json_output)
+    show_done(rows, group(hub, offer.title, offer.notes, rows), json_output)

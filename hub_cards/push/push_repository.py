@@ -2,125 +2,24 @@
 
 Per repository: what is there is compared with what should be there, the difference becomes one commit on top of exactly
 the head that was compared, the resulting tree is compared again, then tagged. Repositories are created private and made
-public only when every one of them is verified. Running again is how an interrupted run is resumed: what is done already
-makes no difference and no commit.
+public only when every one of them is verified; where readers may be already, the commit is staged on a branch of its
+own, and the main branches follow when the whole family is tagged (staging.py). Running again is how an interrupted run
+is resumed: what is done already makes no difference and no commit.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
-
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fusedvlm.console import progress
 from fusedvlm.hub_cards.hub_client import Hub
-from fusedvlm.hub_cards.hub_errors import AGAIN, CALL_ERRORS, Conflict, PushError, status_of, unwrap
+from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, PushError
 from fusedvlm.retry import RetryPolicy
 
-from .difference import Difference, LocalFile, State, difference, holds, list_files, list_tags, look, repo_info
-
-COMMIT_PREFIX = "fusedvlm push: "  # how this tool finds its own last commit
-
-
-class Pushable(Protocol):
-    """What `push` needs to know of a release: its repository, tag, m, and {path in the repository: file or bytes}."""
-
-    repo_id: str
-    tag: str
-    num_visual_tokens: int
-    files: Mapping[str, Path | bytes]
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """What became of one repository.
-
-    Args:
-        commit: commit that holds the content; None when it is only planned or proposed.
-        difference: what the run had to change; None when it could not be compared.
-        sizes: bytes of every file.
-        pull_request: address of the pull request, if one was asked for.
-    """
-
-    repo_id: str
-    num_visual_tokens: int
-    tag: str
-    url: str
-    commit: str | None
-    difference: Difference | None
-    private: bool
-    sizes: Mapping[str, int]
-    pull_request: str | None = None
-
-    @property
-    def sent_bytes(self) -> int:
-        """Size of what was (or would be) sent, before the Hub's deduplication."""
-        paths = self.sizes if self.difference is None else (*self.difference.add, *self.difference.change)
-        return sum(self.sizes[path] for path in paths)
-
-
-@dataclass
-class Job:
-    """One repository's way through a run."""
-
-    release: Pushable
-    files: dict[str, LocalFile]
-    state: State | None = None
-    difference: Difference = field(default_factory=Difference)
-    commit: str | None = None
-    pull_request: str | None = None
-
-    @property
-    def repo_id(self) -> str:
-        return self.release.repo_id
-
-    def result(self, hub: Hub) -> Pushed:
-        """The record of this repository."""
-        sizes = {path: file.size for path, file in self.files.items()}
-        return Pushed(
-            repo_id=self.repo_id,
-            num_visual_tokens=self.release.num_visual_tokens,
-            tag=self.release.tag,
-            url=f"{hub.api.endpoint}/{self.repo_id}",
-            commit=self.commit,
-            difference=self.difference,
-            private=self.state.private if self.state else True,
-            sizes=sizes,
-            pull_request=self.pull_request,
-        )
-
-
-def prepare(releases: Sequence[Pushable]) -> list[Job]:
-    """Read and hash everything that should be on the Hub, without the network.
-
-    Raises:
-        ValueError: for two releases of one repository, bad repository names and unreadable files.
-    """
-    ids = [release.repo_id for release in releases]
-    if twice := {repo_id for repo_id in ids if ids.count(repo_id) > 1}:
-        raise ValueError(f"{min(twice)}: two variants would go into this repository; their m must differ.")
-    for repo_id in ids:
-        _check_repo_id(repo_id)
-    jobs = []
-    for release in progress(releases, "hashing", disable=len(releases) == 1):
-        try:
-            files = {path: LocalFile.read(path, content) for path, content in sorted(release.files.items())}
-        except OSError as error:
-            raise ValueError(f"{release.repo_id}: {error.filename} cannot be read ({error.strerror}).") from error
-        jobs.append(Job(release, files))
-    return jobs
-
-
-def _check_repo_id(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id}: not a name of a repository: {str(error).splitlines()[0]}") from error
-    if repo_id.count("/") != 1 or not repo_id.isascii():
-        raise ValueError(f"{repo_id}: name a repository with its owner and in ASCII, like user/model.")
+from .committing import COMMIT_PREFIX, message, try_commit, verify
+from .difference import Difference, State, difference, holds, list_files, list_tags, look, repo_info
+from .push_jobs import Job, Pushable, Pushed, prepare
+from .staging import branch_of, has_readers, remove_branches, stage, staging_branches
 
 
 def push(
@@ -130,6 +29,7 @@ def push(
     public: bool = False,
     overwrite: bool = False,
     create_pr: bool = False,
+    dependents: Callable[[str], Sequence[Pushable]] | None = None,
 ) -> list[Pushed]:
     """Push every release, or propose each as a pull request.
 
@@ -138,6 +38,7 @@ def push(
         public: make the repositories public once all of them are verified. Public ones stay public in any case.
         overwrite: replace files even where somebody else wrote them.
         create_pr: propose the content; needs no right to write. Nothing is created, tagged or made public then.
+        dependents: releases that name the commit of the first one, made when that is known and pushed along.
 
     Raises:
         ValueError: for wrong input and `Conflict`s: a tag that is elsewhere, files of somebody else.
@@ -146,21 +47,52 @@ def push(
     hub = hub or Hub()
     jobs = prepare(releases)
     user = check_account(hub, jobs, any_namespace=create_pr)
+    if create_pr:
+        for job in progress(jobs, "proposing", disable=len(jobs) == 1):
+            compare(hub, job)
+            propose(hub, job, user)
+        return [job.result(hub) for job in jobs]
+    release_all(hub, jobs, overwrite)
+    if dependents is not None:
+        more = prepare(dependents(jobs[0].commit))
+        release_all(hub, more, overwrite)
+        jobs += more
+    follow_all(hub, jobs, overwrite)
+    for job in jobs if public else ():
+        publish(hub, job)
+    return [job.result(hub) for job in jobs]
+
+
+def release_all(hub: Hub, jobs: Sequence[Job], overwrite: bool) -> None:
+    """Bring every content to the Hub and tag it, so far that no reader sees anything new."""
     for job in progress(jobs, "comparing", disable=len(jobs) == 1):
         compare(hub, job)
-        if not create_pr:
-            refuse_conflicts(hub, job, overwrite)
+        refuse_conflicts(hub, job, overwrite)
     with progress(total=len(jobs), description="pushing") as bar:
         for job in jobs:
             bar.set_postfix_str(job.repo_id)
-            if create_pr:
-                propose(hub, job, user)
-            else:
-                complete(hub, job, overwrite)
+            release(hub, job, overwrite)
             bar.update()
-    for job in jobs if public and not create_pr else ():
-        publish(hub, job)
-    return [job.result(hub) for job in jobs]
+
+
+def follow_all(hub: Hub, jobs: Sequence[Job], overwrite: bool) -> None:
+    """Let the main branches follow, once every repository has its tag.
+
+    Raises:
+        PushError: saying how many repositories show the new release already when one refuses.
+    """
+    staged = [job for job in jobs if job.staged]
+    for done, job in enumerate(staged):
+        try:
+            follow(hub, job, overwrite)
+        except PushError as error:
+            tag = job.release.tag
+            raise type(error)(
+                f"{error} ({done} of {len(staged)} main branches show {tag} so far)", error.status
+            ) from error
+    for job in jobs:
+        if leftover := staging_branches(job.state):
+            remove_branches(hub, job.repo_id, leftover)
 
 
 def plan(
@@ -185,7 +117,8 @@ def plan(
     except PushError as error:
         return plan_offline(releases, hub), str(error)
     for job in jobs:
-        job.commit = job.state.head if job.state and not job.difference else None
+        unchanged = job.state is not None and not job.difference
+        job.commit = job.state.tags.get(job.release.tag, job.state.head) if unchanged else None
     return [job.result(hub) for job in jobs], None
 
 
@@ -201,7 +134,7 @@ def check_account(hub: Hub, jobs: Sequence[Job], any_namespace: bool = False) ->
         ValueError, PushError: in one line.
     """
     hub.check_token()
-    account = hub.ask("account", hub.api.whoami)
+    account = hub.ask("account", hub.api.whoami, lambda answer: isinstance(answer.get("name"), str))
     name, role = account["name"], ((account.get("auth") or {}).get("accessToken") or {}).get("role")
     if role == "read":
         raise PushError(f"{jobs[0].repo_id}: the token of {name} may only read; use one with write permission.")
@@ -228,7 +161,8 @@ def compare(hub: Hub, job: Job) -> None:
 def refuse_conflicts(hub: Hub, job: Job, overwrite: bool) -> None:
     """Stop before anything is sent that would contradict a release or destroy somebody else's work.
 
-    A release that is tagged with exactly this content is done, wherever the branch is by now.
+    A release that is tagged with exactly this content is done, wherever the branch is by now, unless the branch it was
+    staged on is still there: then the main branch has yet to follow.
 
     Raises:
         Conflict: naming the repository, the commits or files, and the way out.
@@ -239,7 +173,9 @@ def refuse_conflicts(hub: Hub, job: Job, overwrite: bool) -> None:
     if tag in state.tags:
         if not tag_is_right(hub, job):
             raise tag_conflict(job, state.tags[tag], state.head)
-        job.difference = Difference(keep=tuple(job.files))
+        job.staged = branch_of(tag) in state.branches
+        if not job.staged:
+            job.difference = Difference(keep=tuple(job.files))
     touched = {*job.difference.change, *job.difference.delete}
     if touched and not overwrite and (foreign := foreign_files(hub, job.repo_id, state, touched)):
         raise Conflict(
@@ -276,7 +212,7 @@ def _next(tag: str) -> str:
 
 def foreign_files(hub: Hub, repo_id: str, state: State, paths: set[str]) -> list[str]:
     """Those of `paths` whose present content was not committed by this tool's last push."""
-    commits = hub.ask(repo_id, lambda: hub.api.list_repo_commits(repo_id, revision=state.head))
+    commits = hub.ask(repo_id, lambda: hub.api.list_repo_commits(repo_id, revision=state.head), bool)
     own = next((commit for commit in commits if commit.title.startswith(COMMIT_PREFIX)), None)
     if own is not None and own.commit_id == state.head:
         before = state.files
@@ -288,18 +224,34 @@ def foreign_files(hub: Hub, repo_id: str, state: State, paths: set[str]) -> list
 # -- what has to be there ----------------------------------------------------------------------------------------------
 
 
-def complete(hub: Hub, job: Job, overwrite: bool = False) -> None:
-    """Create, commit, verify and tag one repository; each step only when it is not done yet."""
+def release(hub: Hub, job: Job, overwrite: bool = False) -> None:
+    """Create, commit, verify and tag one repository; each step only when it is not done yet.
+
+    Where there are readers the commit is staged, so that a tag that is refused leaves everything as it was.
+    """
     if job.state is None:
         hub.ask(job.repo_id, lambda: hub.api.create_repo(job.repo_id, private=True, exist_ok=True))
         compare(hub, job)
         if job.state is None:
             raise PushError(f"{job.repo_id}: exists, but this token may not see it; use one of its owner's.", 404)
         refuse_conflicts(hub, job, overwrite)
-    planned = job.difference
-    job.commit = commit(hub, job, overwrite)
+    if job.staged:
+        job.commit = job.state.tags[job.release.tag]
+        return
+    planned, staged = job.difference, bool(job.difference) and has_readers(job.state)
+    job.commit = stage(hub, job) if staged else commit(hub, job, overwrite)
     job.difference = planned
     ensure_tag(hub, job)
+    job.staged = staged
+
+
+def follow(hub: Hub, job: Job, overwrite: bool = False) -> None:
+    """Commit the staged content to the main branch as well."""
+    planned, tagged = job.difference, job.commit
+    compare(hub, job)
+    refuse_conflicts(hub, job, overwrite)
+    commit(hub, job, overwrite)
+    job.difference, job.commit = planned if planned else job.difference, tagged
 
 
 def commit(hub: Hub, job: Job, overwrite: bool) -> str:
@@ -310,57 +262,12 @@ def commit(hub: Hub, job: Job, overwrite: bool) -> str:
     for attempt in range(1, hub.retry_policy.attempts + 1):
         if not job.difference:
             return job.state.tags.get(job.release.tag, job.state.head)
-        made = try_commit(hub, job, job.state.head, attempt)
+        made = try_commit(hub, job, job.difference, job.state.head, attempt)
         if made is not None:
-            return verify(hub, job, made.oid)
+            return verify(hub, job, job.difference, made.oid)
         compare(hub, job)
         refuse_conflicts(hub, job, overwrite)
     raise AssertionError("the last attempt returns or raises")
-
-
-def try_commit(hub: Hub, job: Job, parent: str, attempt: int, **target: Any):
-    """One attempt at the commit: what the Hub says about it, or None after the wait when it is worth another look."""
-    title = message(job)
-    try:
-        with hub.bounded():
-            return hub.api.create_commit(
-                job.repo_id, operations(job), commit_message=title, parent_commit=parent, **target
-            )
-    except CALL_ERRORS as error:
-        error = unwrap(error)
-        hub.wait_or_raise(error, job.repo_id, attempt, transient=status_of(error) == 412 or None)
-        return None
-
-
-def message(job: Job) -> str:
-    """Title of the commit, by which a later push knows its own work."""
-    return f"{COMMIT_PREFIX}{job.release.tag}, m = {job.release.num_visual_tokens}"
-
-
-def operations(job: Job) -> list:
-    """The commit's operations, made anew for every attempt because huggingface_hub changes them."""
-    added = [job.files[path] for path in (*job.difference.add, *job.difference.change)]
-    return [
-        *(CommitOperationAdd(file.path, file.content) for file in added),
-        *(CommitOperationDelete(path, is_folder=False) for path in job.difference.delete),
-    ]
-
-
-def verify(hub: Hub, job: Job, revision: str) -> str:
-    """Compare a commit's tree with what was sent.
-
-    Raises:
-        PushError: naming what differs, as when a file was written to while it was sent.
-    """
-    files = list_files(hub, job.repo_id, revision)
-    wrong = [path for path, file in job.files.items() if not file.equals(files.get(path))]
-    wrong += [path for path in job.difference.delete if path in files]
-    if wrong:
-        raise PushError(
-            f"{job.repo_id}: at commit {revision} {', '.join(wrong)} is not what was read here; was it written to "
-            "meanwhile? The repository is not tagged and not made public; push again."
-        )
-    return revision
 
 
 def ensure_tag(hub: Hub, job: Job) -> None:
@@ -417,7 +324,7 @@ def propose(hub: Hub, job: Job, user: str) -> None:
             job.pull_request = opened.url
             return
         target = {"revision": f"refs/pr/{opened.num}"} if opened else {"create_pr": True}
-        made = try_commit(hub, job, state.head, attempt, **target)
+        made = try_commit(hub, job, job.difference, state.head, attempt, **target)
         if made is not None:
             job.pull_request = opened.url if opened else made.pr_url
             return

@@ -46,7 +46,7 @@ VARIANT_PATTERNS = (
 # Written anew for every release, so a copy in the folder is neither taken nor worth a note.
 WRITTEN_ANEW = {
     "README.md", "LICENSE", "LICENSE-CODE", "NOTICE", "facts.json", "facts.yaml", "checksums.json", "results.json",
-    "swapped.json", "run.json",
+    "swapped.json", "run.json", "example.json", "example.png",
 }  # fmt: skip
 # transformers' own expressions for the files a module needs (dynamic_module_utils.get_relative_imports).
 SCANNER = (r"^\s*import\s+\.(\S+)\s*$", r"^\s*from\s+\.(\S+)\s+import")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
@@ -65,11 +66,20 @@ def benchmark_files(facts: CardFacts) -> Files:
 
 def card_files(facts: CardFacts) -> Files:
     """The card with its facts and plots."""
-    files: Files = {FACTS: facts.to_json().encode(), CARD: render_card(facts).encode()}
-    for name, content in (("plots/score_vs_m.png", score_plot(facts)), ("plots/latency_vs_m.png", latency_plot(facts))):
-        if content is not None:
-            files[name] = content
-    return files
+    return {FACTS: facts.to_json().encode(), CARD: render_card(facts).encode(), **plot_files(facts)}
+
+
+def plot_files(facts: CardFacts) -> Files:
+    """The card's plots, as far as there is something to draw."""
+    return dict(_drawn(facts.to_json()))
+
+
+@lru_cache(maxsize=4)
+def _drawn(facts_json: str) -> dict[str, bytes]:
+    """Plots of the facts, drawn once: a release is drawn, then checked."""
+    facts = CardFacts.from_json(facts_json)
+    plots = {"plots/score_vs_m.png": score_plot(facts), "plots/latency_vs_m.png": latency_plot(facts)}
+    return {name: content for name, content in plots.items() if content is not None}
 
 
 def checksums(files: Files) -> bytes:

@@ -1,5 +1,6 @@
 """Where facts are read: a variant's own files, the result files beside it."""
 
+import fnmatch
 import hashlib
 import re
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from fusedvlm.costs.variant_info import count_parameters
 from fusedvlm.evaluation.results import EvaluationResults
 from fusedvlm.files import parse_json, read_json, sha256_of
 from fusedvlm.hub_cards.card.card_tables import AFTER, BEFORE
-from fusedvlm.hub_cards.facts import Backbone, CountedFacts, StatedFacts
+from fusedvlm.hub_cards.facts import Answer, Backbone, CountedFacts, Example, StatedFacts
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 from fusedvlm.plain_data import build
 
-from .bundle import Content, Files, is_local, self_contained
+from .bundle import VARIANT_PATTERNS, Content, Files, is_local, self_contained
 
 RESULTS, CONTROL, RUN = "results.json", "swapped.json", "run.json"
+EXAMPLE, PICTURE = "example.json", "example.png"
 RUN_KEYS = ("stage", "command", "started", "finished", "processes", "versions")
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:~|[A-Za-z]:)?[/\\](?:[\w.+@~-]+[/\\])+([\w.+@~-]*)")
 
@@ -54,7 +56,8 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
 
     Args:
         folder: the variant.
-        files: its files as they are published; config.json and the weights are counted.
+        files: its files as they are published. Configuration and weights are counted; of all that decides how it
+            answers, and of the license texts, the hash is kept.
         stated: licences of the backbones.
 
     Raises:
@@ -76,7 +79,7 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
         self_contained=self_contained(folder),
         parameters=parameters,
         weight_bytes=sum(content_size(content) for content in weights.values()),
-        sha256={name: content_hash(files[name]) for name in ("config.json", *sorted(weights))},
+        sha256={name: content_hash(files[name]) for name in sorted(files) if is_decisive(name, stated)},
         vision=_backbone(model, "vision", stated.vision_license),
         language_model=_backbone(model, "text", stated.llm_license),
         **_connector_facts(model),
@@ -92,6 +95,12 @@ def _connector_facts(config) -> dict[str, Any]:
         "counts_per_view": kind.per_view,
         "possible_num_visual_tokens": () if possible == tuple(range(1, possible[-1] + 1)) else possible,
     }
+
+
+def is_decisive(name: str, stated: StatedFacts) -> bool:
+    """Whether a file decides how a variant answers, or is one of its license texts."""
+    patterns = (*VARIANT_PATTERNS, "*.py")
+    return name in stated.license_files or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _backbone(config, role: str, license: str | None) -> Backbone:
@@ -152,6 +161,37 @@ def _check_tasks(tasks: set[str], path: Path) -> None:
     for name in names:
         if not name or name in (*BEFORE, *AFTER) or names.count(name) > 1:
             raise ValueError(f"{path}: {name!r} cannot be the name of a task, the card has such a column; rename it.")
+
+
+def read_example(variant: Path) -> tuple[Example, Path] | None:
+    """The family's example and its picture: `example.json` (image, question, answers by m, expected) in or beside it.
+
+    Raises:
+        ValueError: for a damaged file, a picture that is missing or none, or answers at fewer than two m.
+    """
+    if (path := _first(variant.parent / EXAMPLE, variant / EXAMPLE)) is None:
+        return None
+    try:
+        document = read_json(path)
+        answers = tuple(Answer(int(m), str(text)) for m, text in document["answers"].items())
+        picture = path.parent / Path(document["image"]).name
+        question, expected = str(document["question"]), document.get("expected")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not an example of answers ({error}).") from error
+    if not picture.is_file() or not picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"{path}: its picture {picture.name} is missing or no PNG.")
+    if len(answers) < 2:
+        raise ValueError(f"{path}: has answers at {len(answers)} numbers of visual tokens; show two at least.")
+    ordered = tuple(sorted(answers, key=lambda answer: answer.num_visual_tokens))
+    return Example(content_hash(picture), question, ordered, None if expected is None else str(expected)), picture
+
+
+def weights_digest(files: Files) -> str:
+    """One digest of all weights: the file's own sha256, or that of the list of them when there are several."""
+    hashes = {name: content_hash(content) for name, content in sorted(files.items()) if name.endswith(".safetensors")}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in hashes.items()).encode()).hexdigest()
 
 
 def read_run(variant: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
+from fusedvlm.hub_cards.card.card_links import read_page
 from fusedvlm.hub_cards.card.render_card import TEMPLATES, card_template
 from fusedvlm.hub_cards.facts import HUB_ID, CardFacts
 from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
@@ -52,11 +53,26 @@ def space_files(source: str, revision: str | None = None, repo_id: str | None = 
     config = read_config(folder, own["config.json"])
     if repo_id is not None:
         return _space(config, repo_id, revision, None, [repo_id])
-    card = {
-        name: folder / name for name in ("README.md", "LICENSE", "LICENSE-CODE", "NOTICE") if (folder / name).is_file()
-    }
+    card = _card(folder)
     model = {f"model/{name}": content for name, content in {**own, **card}.items()}
-    return {**model, **_space(config, "model", None, _licence(folder), [])}
+    facts = _facts(folder)
+    published = [facts.repo_id] if facts is not None and facts.complete else []
+    license = facts.stated.license if facts is not None else None
+    return {**model, **_space(config, "model", None, license, published, has_card="README.md" in card)}
+
+
+def _card(folder: Path) -> Files:
+    """A variant's card with everything beside it that it links to, as far as it is there."""
+    if not (folder / "README.md").is_file():
+        return {}
+    links, _, _ = read_page((folder / "README.md").read_text(encoding="utf-8").split("\n---\n", 1)[-1])
+    names = {"README.md", "LICENSE", "LICENSE-CODE", "NOTICE", *(link.target for link in links)}
+    return {name: folder / name for name in sorted(names) if _is_inside(folder, name)}
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    path = (folder / name).resolve()
+    return path.is_relative_to(folder.resolve()) and path.is_file()
 
 
 def _from_repository(repo_id: str, revision: str | None) -> Files:
@@ -70,14 +86,22 @@ def _from_repository(repo_id: str, revision: str | None) -> Files:
     return _space(config, repo_id, commit, None, [repo_id])
 
 
-def _space(config: dict, model: str, revision: str | None, license: str | None, models: list[str]) -> Files:
+def _space(
+    config: dict, model: str, revision: str | None, license: str | None, models: list[str], has_card: bool = False
+) -> Files:
     """The four files of a Space."""
     m = config["num_visual_tokens"]
     trained = config.get("trained_num_visual_tokens") or [m]
     title = f"FusedVLM, m = {m}" if model == "model" else f"{model.partition('/')[2]}: FusedVLM"
     settings = {"model": model, "revision": revision, "title": title, "question": QUESTION}
     readme = card_template("space_readme.md.jinja").render(
-        title=title, gradio=GRADIO, license=license, models=models, largest=max(trained), inside=model == "model"
+        title=title,
+        gradio=GRADIO,
+        license=license,
+        models=models,
+        largest=max(trained),
+        inside=model == "model",
+        has_card=has_card,
     )
     return {
         "app.py": (TEMPLATES / "space_app.py").read_bytes(),
@@ -87,7 +111,7 @@ def _space(config: dict, model: str, revision: str | None, license: str | None, 
     }
 
 
-def _licence(folder: Path) -> str | None:
-    """The licence that the variant's card states, None without a card."""
+def _facts(folder: Path) -> CardFacts | None:
+    """The facts of the variant's card, None without a card."""
     path = folder / "facts.json"
-    return CardFacts.from_json(read_content(path).decode()).stated.license if path.is_file() else None
+    return CardFacts.from_json(read_content(path).decode()) if path.is_file() else None

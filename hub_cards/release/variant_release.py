@@ -9,14 +9,26 @@ from pathlib import Path
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 import fusedvlm
-from fusedvlm.hub_cards.facts import CardFacts, Neighbour, StatedFacts, find_stated
+from fusedvlm.hub_cards.facts import CardFacts, Common, Neighbour, StatedFacts, find_stated
 from fusedvlm.hub_cards.licenses import license_texts
 
 from .bundle import Content, Files, bundle
 from .release_files import CHECKSUMS, card_files, checksums, evidence_files
-from .run_facts import CONTROL, RESULTS, count_facts, read_config, read_results, read_run
+from .run_facts import (
+    CONTROL,
+    PICTURE,
+    RESULTS,
+    content_hash,
+    count_facts,
+    read_config,
+    read_example,
+    read_results,
+    read_run,
+    weights_digest,
+)
 
 TAG = "v1.0"
+NOTHING_COMMON = Common()
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TAG_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
@@ -106,7 +118,13 @@ def _variant_m(folder: Path) -> int | None:
 
 
 def build_release(
-    variant: Path, repo_id: str, *, tag: str = TAG, family: Sequence[Neighbour] = (), stated: StatedFacts
+    variant: Path,
+    repo_id: str,
+    *,
+    tag: str = TAG,
+    family: Sequence[Neighbour] = (),
+    stated: StatedFacts,
+    common: Common = NOTHING_COMMON,
 ) -> Release:
     """All files of a variant's repository, card included.
 
@@ -116,6 +134,7 @@ def build_release(
         tag: release that the card's snippets pin.
         family: all variants to be linked, this one included; only itself when empty.
         stated: what a person says about it; the licence is a must.
+        common: what the family's repositories share.
 
     Raises:
         ValueError: for an incomplete variant, a licence or its text that is missing, damaged results; with the fix.
@@ -123,10 +142,15 @@ def build_release(
     variant = Path(variant)
     check_names(repo_id, tag)
     files, notes = bundle(variant)
-    facts = gather_facts(variant, files, repo_id, tag=tag, family=family, stated=stated)
+    facts = gather_facts(variant, files, repo_id, tag=tag, family=family, stated=stated, common=common)
+    shown = read_example(variant)
     licences = license_texts(stated, facts.counted)
-    facts = replace(facts, stated=replace(stated, license_files=tuple(sorted(licences))))
+    hashes = {**facts.counted.sha256, **{name: content_hash(text) for name, text in licences.items()}}
+    counted = replace(facts.counted, sha256=dict(sorted(hashes.items())))
+    facts = replace(facts, counted=counted, stated=replace(stated, license_files=tuple(sorted(licences))))
     evidence = evidence_files(facts)
+    if shown is not None:
+        facts, evidence[PICTURE] = replace(facts, example=shown[0]), shown[1]
     facts = replace(facts, files=tuple(sorted({*licences, *evidence})))
     files |= {**licences, **evidence, **card_files(facts)}
     files[CHECKSUMS] = checksums(files)
@@ -134,7 +158,13 @@ def build_release(
 
 
 def draft(
-    variant: Path, repo_id: str, *, tag: str = TAG, family: Sequence[Neighbour] = (), stated: StatedFacts
+    variant: Path,
+    repo_id: str,
+    *,
+    tag: str = TAG,
+    family: Sequence[Neighbour] = (),
+    stated: StatedFacts,
+    common: Common = NOTHING_COMMON,
 ) -> Files:
     """The card, facts, plots and results of a variant that may not be ready to be published; what is missing shows.
 
@@ -145,14 +175,21 @@ def draft(
     check_names(repo_id, tag)
     files: Files = {path.name: path for path in (variant / "config.json", *sorted(variant.glob("*.safetensors")))}
     stated = replace(stated, license_files=())  # a draft has none of them
-    facts = gather_facts(variant, files, repo_id, tag=tag, family=family, stated=stated)
+    facts = gather_facts(variant, files, repo_id, tag=tag, family=family, stated=stated, common=common)
     evidence = evidence_files(facts)
-    facts = replace(facts, files=tuple(sorted(evidence)))
+    facts = replace(facts, files=tuple(sorted(evidence)), complete=False)
     return {**evidence, **card_files(facts)}
 
 
 def gather_facts(
-    variant: Path, files: Files, repo_id: str, *, tag: str = TAG, family: Sequence[Neighbour] = (), stated: StatedFacts
+    variant: Path,
+    files: Files,
+    repo_id: str,
+    *,
+    tag: str = TAG,
+    family: Sequence[Neighbour] = (),
+    stated: StatedFacts,
+    common: Common = NOTHING_COMMON,
 ) -> CardFacts:
     """Facts of a variant from its files, the results beside it and what was stated.
 
@@ -162,7 +199,7 @@ def gather_facts(
     counted = count_facts(variant, files, stated)
     m = counted.num_visual_tokens
     family = tuple(sorted(family, key=lambda neighbour: neighbour.num_visual_tokens)) or (Neighbour(m, repo_id),)
-    if Neighbour(m, repo_id) not in family:
+    if Neighbour(m, repo_id) not in family and repo_id != common.dial:
         raise ValueError(f"{variant} has m={m} and goes to {repo_id}, but the family given does not say so.")
     measured = read_results(variant, RESULTS)
     tasks = {score.task for score in measured.scores} if measured else set()
@@ -178,6 +215,7 @@ def gather_facts(
         training=read_run(variant),
         family=family,
         package_version=fusedvlm.__version__,
+        common=common,
     )
 
 
@@ -191,6 +229,7 @@ def build_family(
     license: str | None = None,
     llm_license: str | None = None,
     license_files: Sequence[Path] = (),
+    dial: bool = False,
 ) -> list[Release]:
     """One release per variant, in the order of m, linked with each other; nothing is sent.
 
@@ -201,15 +240,47 @@ def build_family(
         tag: name of the release.
         stated: YAML file of stated facts; facts.yaml beside or in each variant by default.
         license, llm_license, license_files: override what that file says.
+        dial: whether to add one repository called name, in front, with the weights that all of them share.
 
     Raises:
-        ValueError: as `build_release`.
+        ValueError: as `build_release`, and when a dial is asked for and the weights are not the same.
     """
     given = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_files))}
+    members = name_family(folder, namespace, name)
+    common = Common(shared_weights([variant for variant, _, _ in members]))
+    if dial:
+        common, members = add_dial(members, common)
     return [
-        build_release(variant, repo_id, tag=tag, family=family, stated=find_stated(variant, stated, **given))
-        for variant, repo_id, family in name_family(folder, namespace, name)
+        build_release(
+            variant, repo_id, tag=tag, family=family, stated=find_stated(variant, stated, **given), common=common
+        )
+        for variant, repo_id, family in members
     ]
+
+
+def shared_weights(variants: Sequence[Path]) -> str | None:
+    """Digest of the weights when several variants hold the same, else None."""
+    digests = {weights_digest({path.name: path for path in variant.glob("*.safetensors")}) for variant in variants}
+    return digests.pop() if len(variants) > 1 and len(digests) == 1 else None
+
+
+Member = tuple[Path, str, tuple[Neighbour, ...]]
+
+
+def add_dial(members: list[Member], common: Common) -> tuple[Common, list[Member]]:
+    """A family with one repository more, for every m: that of the largest m without it in its name.
+
+    Raises:
+        ValueError: when the variants do not hold the same weights.
+    """
+    if common.weights is None:
+        raise ValueError(
+            "One repository with the dial needs a family whose variants hold the same weights, as elastic training "
+            f"leaves them; these {len(members)} do not. Push them without --dial."
+        )
+    variant, repo_id, family = members[-1]
+    repo_id = repo_id.removesuffix(f"-m{family[-1].num_visual_tokens}")
+    return replace(common, dial=repo_id), [(variant, repo_id, family), *members]
 
 
 def name_family(folder: Path, namespace: str, name: str | None = None) -> list[tuple[Path, str, tuple[Neighbour, ...]]]:

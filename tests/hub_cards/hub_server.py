@@ -57,7 +57,8 @@ class Fault:
         kind: "status" answers `at` without doing anything; "drop" closes the connection before reading the body;
             "cut_body" closes it after `at` bytes of the body; "lost_answer" does what was asked, then closes it;
             "cut_answer" closes it after `at` bytes of the answer; "stall" sends nothing for `at` milliseconds, then closes
-            it; "kill_*" the same with SIGKILL to `victim`; "html" answers 200 with a page of HTML.
+            it; "kill_*" the same with SIGKILL to `victim`; "html" answers 200 with a page of HTML; "json" with `body`;
+            "echo" answers `at` and repeats what `encode` makes of the token it was sent.
         times: how many matching requests in a row are hit.
     """
 
@@ -69,6 +70,8 @@ class Fault:
     matching: Callable[[str, str], bool] = lambda method, path: True
     victim: int | None = None
     hits: int = 0
+    body: bytes = b"{}"
+    encode: Callable[[str], str] = str
 
 
 class HubServer(ThreadingHTTPServer):
@@ -187,6 +190,18 @@ class Handler(BaseHTTPRequestHandler):
         if moment == "before" and fault.kind == "status":
             self.read_body()
             raise Problem(fault.at, "Injected", headers=fault.headers)
+        if moment == "before" and fault.kind == "echo":
+            self.read_body()
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            said = f"you sent {fault.encode(token)} to this gateway".encode("latin-1", "replace").decode("latin-1")
+            raise Problem(
+                fault.at, " ".join(said.split()), headers={"X-HF-Warning": f"proxy; {' '.join(said.split())}"}
+            )
+        if moment == "before" and fault.kind == "json":
+            self.read_body()
+            self.fault = None
+            self.answer(200, fault.body)
+            raise Answered
         if moment == "before" and fault.kind == "html":
             self.read_body()
             self.fault = None
@@ -560,6 +575,13 @@ class Handler(BaseHTTPRequestHandler):
         if rev in found.branches:
             raise Problem(409, f"Reference refs/heads/{rev} already exists")
         found.branches[rev] = self.commit_of(found, self.json().get("startingPoint") or "main").oid
+        return {}
+
+    @route("DELETE", "/api/models/{id}/branch/{rev}")
+    def delete_branch(self, repo: str, rev: str):
+        found = self.writable(repo)
+        if rev == "main" or found.branches.pop(rev, None) is None:
+            raise Problem(404, f"Reference refs/heads/{rev} does not exist", "RevisionNotFound")
         return {}
 
     @route("POST", "/api/models/{id}/tag/{rev}")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fusedvlm.hub_cards.check.isolated_loading import Loaded
 from fusedvlm.hub_cards.check.leaks import looks_like_pickle
 from fusedvlm.hub_cards.check.repository_check import check_files, check_folder, check_static
 from fusedvlm.hub_cards.release.release_files import checksums
@@ -32,7 +33,7 @@ def folder(tiny_release, tmp_path):
 def nothing_is_loaded(request, monkeypatch):
     """Loading takes seconds; only tests of loading do it."""
     if "loaded" not in request.node.name:
-        monkeypatch.setattr("fusedvlm.hub_cards.check.isolated_loading.loading_problem", lambda folder: None)
+        monkeypatch.setattr("fusedvlm.hub_cards.check.repository_check.load_isolated", lambda folder: Loaded(None))
 
 
 def rehash(folder):
@@ -277,7 +278,7 @@ def test_nothing_of_a_changed_folder_is_run(folder, monkeypatch):
     def refuse(folder):
         raise AssertionError("the code was run")
 
-    monkeypatch.setattr("fusedvlm.hub_cards.check.isolated_loading.loading_problem", refuse)
+    monkeypatch.setattr("fusedvlm.hub_cards.check.repository_check.load_isolated", refuse)
     with (folder / "modeling_fusedvlm.py").open("a") as file:
         file.write("import os\n")
     assert [problem.file for problem in check_folder(folder)] == ["modeling_fusedvlm.py"]
@@ -312,17 +313,6 @@ def test_loaded_without_the_package_on_the_command_line(folder):
     ((code, output, errors),) = fusedvlm(["check", folder])
     assert code == 0, output + errors
     assert "loads and answers without this package" in output
-
-
-def test_code_that_fails_where_it_is_loaded(folder):
-    replace_text(
-        folder / "modeling_fusedvlm_placeholders.py",
-        "import torch\n",
-        "import torch\n\nraise RuntimeError('not today')\n",
-    )
-    rehash(folder)
-    (problem,) = check_folder(folder)
-    assert problem.message.endswith("RuntimeError: not today")
 
 
 def test_loaded_with_a_language_model_that_nobody_has(tmp_path):

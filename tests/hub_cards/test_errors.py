@@ -67,7 +67,7 @@ def test_what_may_pass_by_itself(error, transient):
 
 def test_no_token_survives_in_a_line():
     text = one_line("Bearer hf_abcdefghijkl\n and secret-of-mine", secret="secret-of-mine")
-    assert text == "Bearer hf_*** and hf_***"
+    assert text == "*** and ***"
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 412, 418, 429, 500, 503])

@@ -79,7 +79,9 @@ def test_a_new_release_replaces_deletes_and_keeps(hub, hub_server, api, tmp_path
     assert done.difference.add == ("new.txt",)
     assert set(done.difference.keep) == {"query_tokenizer/vocab.json"}
     assert tree(repo, repo.tags["v1.0"]) == wanted(old), "the old release stays as it was"
-    assert repo.tags["v1.1"] == repo.head.oid == done.commit
+    assert repo.tags["v1.1"] == done.commit
+    assert tree(repo, done.commit) == tree(repo, repo.head.oid)
+    assert set(repo.branches) == {"main"}, "the branch it was staged on is gone"
 
 
 def test_pushing_an_old_release_again_does_not_turn_the_branch_back(hub, hub_server, tmp_path):
@@ -142,7 +144,7 @@ def test_a_commit_in_between_is_kept(hub, hub_server, api, tmp_path):
     repo = hub_server.store.repos[new.repo_id]
 
     def meddle(method, path):
-        if "/commit/" in path and repo.head.title != "meanwhile":
+        if "/commit/main" in path and repo.head.title != "meanwhile":
             repo.commit("main", "meanwhile", "", "bob", {**repo.head.files, "x.txt": repo.head.files["config.json"]})
         return False
 

@@ -196,7 +196,28 @@ def test_a_proposal(push, family, hub_server):
     assert code == 0
     assert "bob/tiny/discussions/1  m = 4, proposed" in out
     assert push(*options)[1].count("discussions/1") == 1
-    assert hub_server.store.repos["bob/tiny"].head.title == "initial commit"
+    repo = hub_server.store.repos["bob/tiny"]
+    assert repo.head.title == "initial commit"
+    card = repo.commits[repo.branches["refs/pr/1"]].files["README.md"].data.decode()
+    assert 'revision = "bob/tiny", "main"' in card, "nobody else can set the tag that a release's card would pin"
+    assert push(*options, "--tag", "v1.0")[0] == 2
+
+
+def test_one_repository_with_the_dial_beside_one_per_m(push, family, hub_server):
+    code, _, err = push(family, "--all", "--namespace", "ada", *LICENCES, "--dial", "--public")
+    assert code == 0, err
+    assert set(hub_server.store.repos) == {"ada/tiny", "ada/tiny-m4", "ada/tiny-m12"}
+    (collection,) = hub_server.store.collections.values()
+    assert [(item["id"], item["note"]["text"]) for item in collection["items"]] == [
+        ("ada/tiny", "Every m from 1 to 12, by the dial"),
+        ("ada/tiny-m4", "m = 4"),
+        ("ada/tiny-m12", "m = 12"),
+    ]
+    cards = {name: repo.head.files["README.md"].data.decode() for name, repo in hub_server.store.repos.items()}
+    assert "# tiny, every m\n" in cards["ada/tiny"]
+    assert all("hold the same weights" in card for card in cards.values())
+    assert "[ada/tiny](https://huggingface.co/ada/tiny)" in cards["ada/tiny-m4"]
+    assert "[collections of ada](https://huggingface.co/collections/ada)" in cards["ada/tiny-m4"]
 
 
 def test_facts_come_from_the_file_that_is_given(push, family, hub_server, tmp_path):

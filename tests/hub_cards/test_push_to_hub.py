@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fusedvlm.hub_cards.card.card_links import link_problems
 from fusedvlm.hub_cards.card.render_card import render_card
 from fusedvlm.hub_cards.facts import CardFacts
 from fusedvlm.hub_cards.hub_client import Hub
@@ -117,6 +118,10 @@ def test_models_and_processors(run, hub_server, transfer):
     facts = facts_of(files)
     card = files["README.md"].data.decode()
     assert card == render_card(facts)
+    sizes = {path: blob.size for path, blob in files.items()}
+    assert list(link_problems(card.split("\n---\n", 1)[1], sizes)) == [], "a card links nothing that was not sent"
+    assert "fusedvlm check" not in card, "nobody is asked to run a check that fails"
+    assert "ada/edited: has no processor yet" in log
     assert facts.repo_id == "ada/tiny"
     assert 'revision = "ada/tiny", "main"' in card
     assert facts.stated.license is None

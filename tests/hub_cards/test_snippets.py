@@ -56,7 +56,7 @@ def ran(tiny_release, tmp_path_factory):
 
 def test_every_block_runs_without_the_package(ran):
     count, found = ran
-    assert count == 5
+    assert count == 7
     assert found["loaded_from"] == "ada/tiny-m7"
     assert found["m"] == 7
     assert found["modules"] == ["transformers_modules"]

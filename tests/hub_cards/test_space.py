@@ -12,6 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import SpaceCardData
 
+from fusedvlm.hub_cards.card.card_links import link_problems
 from fusedvlm.hub_cards.release.space import space_files
 from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.hub_cards.tiny_family import save_variant
@@ -40,6 +41,31 @@ def test_a_space_is_complete_and_names_no_folder(tiny_family):
     assert (data.sdk, data.app_file) == ("gradio", "app.py")
     assert "fusedvlm" not in files["requirements.txt"].decode()
     assert not re.search(r"^\s*(import|from) fusedvlm", files["app.py"].decode(), re.MULTILINE)
+
+
+def links_of(files):
+    """What is wrong with the links of every page of a Space."""
+    sizes = dict.fromkeys(files, 1)
+    yield from link_problems(read(files["README.md"]).split("---\n", 2)[2], sizes)
+    if "model/README.md" in files:
+        inside = {name.removeprefix("model/"): 1 for name in files if name.startswith("model/")}
+        yield from link_problems(read(files["model/README.md"]).split("\n---\n", 1)[1], inside)
+
+
+def read(content) -> str:
+    return content.decode() if isinstance(content, bytes) else content.read_text()
+
+
+def test_no_page_of_a_space_links_what_is_not_there(tiny_family, tiny_release, tmp_path):
+    bare = space_files(str(tiny_family / "tiny-m7"))
+    assert "model/README.md" not in bare
+    assert "model/README.md" not in bare["README.md"].decode()
+    tiny_release.write(tmp_path / "published")
+    files = space_files(str(tmp_path / "published"))
+    assert {"model/README.md", "model/plots/score_vs_m.png", "model/results.json"} <= set(files)
+    assert "[ada/tiny-m7](https://huggingface.co/ada/tiny-m7)" in files["README.md"].decode()
+    assert yaml.safe_load(files["README.md"].decode().split("---\n")[1])["models"] == ["ada/tiny-m7"]
+    assert [*links_of(bare), *links_of(files)] == []
 
 
 def test_a_space_may_ask_a_repository(tiny_family):

@@ -1,8 +1,16 @@
-"""Write docs/example_card anew: `python tests/hub_cards/write_example.py runs/quickstart`, on an idle machine."""
+"""Write docs/example_card anew, on an idle machine: `python tests/hub_cards/write_example.py runs/quickstart`.
 
+Without a family, the card and its plots are rendered anew from the facts that are there, as after a change of the
+template: no number changes.
+"""
+
+import json
 import sys
 from pathlib import Path
 
+from fusedvlm.files import sha256_of
+from fusedvlm.hub_cards.facts import CardFacts
+from fusedvlm.hub_cards.release.release_files import card_files
 from fusedvlm.hub_cards.release.variant_release import build_family, write_file
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example_card"
@@ -18,5 +26,16 @@ def main(family: Path) -> None:
         write_file(EXAMPLE / name, release.files[name])
 
 
+def render_again() -> None:
+    """The card of the facts that are there, and its checksums."""
+    facts = CardFacts.from_json((EXAMPLE / "facts.json").read_text(encoding="utf-8"))
+    written = card_files(facts)
+    for name, content in written.items():
+        write_file(EXAMPLE / name, content)
+    sums = json.loads((EXAMPLE / "checksums.json").read_text(encoding="utf-8"))
+    sums["files"] |= {name: sha256_of(EXAMPLE / name) for name in written}
+    write_file(EXAMPLE / "checksums.json", (json.dumps(sums, indent=2) + "\n").encode())
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if len(sys.argv) > 1 else render_again()
