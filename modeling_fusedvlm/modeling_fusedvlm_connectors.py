@@ -52,7 +52,8 @@ def travelling_source(connector: type[FusedVLMConnector]) -> str | None:
         ValueError: when the file imports more of the package, which others do not have.
     """
     file = Path(inspect.getsourcefile(connector))
-    if file.parent == Path(__file__).parent:
+    # By name, not by folder: a variant's own code may have been loaded from several copies of it.
+    if file.name == CUSTOM_FILE or file.stem in {kind.__module__.rpartition(".")[2] for kind in BUILT_IN}:
         return None
     source = FROM_PACKAGE.sub(r"\1from .\2 import", file.read_text(encoding="utf-8"))
     if left := re.search(r"^\s*(?:from|import) fusedvlm\b.*$", source, re.MULTILINE):

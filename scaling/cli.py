@@ -6,24 +6,9 @@ from typing import Annotated
 
 import typer
 
+from fusedvlm import scaling as lab
 from fusedvlm.console import emit_json, progress, say, show
-from fusedvlm.scaling.laws.fit import fit_curve
-from fusedvlm.scaling.report.text_tables import (
-    counted_costs,
-    fit_document,
-    fit_table,
-    plan_document,
-    plan_text,
-    tradeoff_text,
-)
-from fusedvlm.scaling.tradeoff.fit_tradeoff import (
-    PUBLISHED_GRID,
-    choices_for_budget,
-    fit_tradeoff,
-    optimal_visual_tokens,
-    read_grid,
-)
-from fusedvlm.scaling.tradeoff.planner import make_plan, parse_budget, read_costs, read_curves
+from fusedvlm.scaling import report as tables
 
 from .score_records import group_curves, read_scores
 
@@ -66,16 +51,14 @@ def fit(
       fusedvlm scaling fit paper --exclude "benchmark=RealWorldQA,m=384|512" --json
     """
     curves = group_curves(read_scores(results, ignore or ()), exclude or ())
-    fits = [fit_curve(curve, confidence, resamples, seed) for curve in progress(curves, "fitting", leave=False)]
+    fits = [lab.fit_curve(curve, confidence, resamples, seed) for curve in progress(curves, "fitting", leave=False)]
     if plot is not None:
-        from fusedvlm.scaling.report.figures import fitted_curves, save_figure
-
-        save_figure(fitted_curves(fits), plot)
+        lab.save_figure(tables.fitted_curves(fits), plot)
         say(f"Figure: {plot}")
     if json_output:
-        emit_json(fit_document(results, fits))
+        emit_json(tables.fit_document(results, fits))
     else:
-        show(fit_table(fits))
+        show(tables.fit_table(fits))
 
 
 @app.command()
@@ -161,28 +144,26 @@ def optimal(
       fusedvlm scaling optimal --text-tokens 50 --budget "1 TFLOPs" --plot tradeoff.png
       fusedvlm scaling optimal grid.csv --task ocr --json
     """
-    cells = read_grid(grid or PUBLISHED_GRID, task)
-    fitted = fit_tradeoff(cells, convention, text_tokens, (0.0, d_max))
-    best = optimal_visual_tokens(fitted, text_tokens, max_visual_tokens)
+    cells = lab.read_grid(grid, task) if grid else lab.read_grid(task=task)
+    fitted = lab.fit_tradeoff(cells, convention, text_tokens, (0.0, d_max))
+    best = lab.optimal_visual_tokens(fitted, text_tokens, max_visual_tokens)
     choices = []
     if budget is not None:
-        limit = parse_budget(budget)
+        limit = lab.parse_budget(budget)
         if limit.field != "tflops":
             raise ValueError(f"Budget {budget!r} is a time; this trade-off counts FLOPs, e.g. '1 TFLOPs'.")
         sizes = sorted({cell.llm_params_b for cell in cells})
-        choices = choices_for_budget(fitted, limit.amount * 1e12, sizes, text_tokens, max_visual_tokens)
+        choices = lab.choices_for_budget(fitted, limit.amount * 1e12, sizes, text_tokens, max_visual_tokens)
     for warning in fitted.warnings:
         say(f"Warning: {warning}")
     if plot is not None:
-        from fusedvlm.scaling.report.figures import save_figure, tradeoff_plot
-
-        save_figure(tradeoff_plot(cells, fitted), plot)
+        lab.save_figure(tables.tradeoff_plot(cells, fitted), plot)
         say(f"Figure: {plot}")
     if json_output:
         record = {"fit": asdict(fitted), "optimal_visual_tokens": best, "choices": [asdict(c) for c in choices]}
         emit_json(record)
     else:
-        show(tradeoff_text(fitted, best, choices))
+        show(tables.tradeoff_text(fitted, best, choices))
 
 
 @app.command()
@@ -247,17 +228,17 @@ def plan(
       fusedvlm plan --budget "150 ms" --task caption --costs costs.json
       fusedvlm plan --budget "9 TFLOPs" --scope all --fits fits.json --group "fusion_inputs=vision+queries (ft)"
     """
-    limit = parse_budget(budget)
+    limit = lab.parse_budget(budget)
     groups = group or (["fusion_inputs=vision+question+queries"] if fits == "paper" else [])
-    curves = read_curves(fits, task, benchmark or (), groups)
+    curves = lab.read_curves(fits, task, benchmark or (), groups)
     if costs is not None:
-        options = read_costs(costs, limit.field)
+        options = lab.read_costs(costs, limit.field)
     elif limit.field == "latency_ms":
         raise ValueError("A budget in time needs --costs FILE with measured latency_ms; FLOPs alone give no time.")
     else:
-        options = counted_costs(curves, scope, views, text_tokens)
-    made = make_plan(curves, options, limit, resamples=resamples)
+        options = tables.counted_costs(curves, scope, views, text_tokens)
+    made = lab.make_plan(curves, options, limit, resamples=resamples)
     if json_output:
-        emit_json(plan_document(made, task, fits, None if costs else scope))
+        emit_json(tables.plan_document(made, task, fits, None if costs else scope))
     else:
-        show(plan_text(made, None if costs else scope))
+        show(tables.plan_text(made, None if costs else scope))

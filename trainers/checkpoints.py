@@ -326,7 +326,8 @@ class WholeCheckpoints:
         # Via the CPU: with several processes on it the device is called cpu:0, which torch cannot load to.
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._tr_loss, self._globalstep_last_logged = state["loss"].to(self.args.device), state["last_logged"]
-        self.skipped.load_state(state["skipped"])
+        if "skipped" in state:  # checkpoints of 0.1 counted no rows
+            self.skipped.load_state(state["skipped"])
         for mode, values in state["metrics"].items():
             self._metrics[mode].update(
                 {

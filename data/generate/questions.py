@@ -71,7 +71,7 @@ def write_questions(
             in the same order.
         output: JSON Lines file of samples, one question each (a `chat` source).
         ask: see `fusedvlm.data.generate.llm_client`; None makes the output from the journal alone.
-        options: see there.
+        options: what kinds of questions, how many, and what their answers must be like.
 
     Returns:
         The report: descriptions, questions kept by kind, dropped by kind and reason, balance of the answers, requests

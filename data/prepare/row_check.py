@@ -163,7 +163,7 @@ def refuse_untaught(messages: list[dict]) -> None:
     """Refuse conversations without answers, with empty ones, or that ask nothing about their image.
 
     Raises:
-        UntrainableRow: see above.
+        UntrainableRow: with the reason.
     """
     if not any(message["role"] == "assistant" for message in messages):
         raise UntrainableRow(NO_ANSWER, "no message of the assistant")

@@ -41,6 +41,7 @@ from .token_ids import token_problems
 from .weight_shapes import weight_problems
 from .weight_values import value_problems
 
+CHAT_TEMPLATES = ("chat_template.jinja", "query_tokenizer/chat_template.jinja")
 REQUIRED = (
     CARD, FACTS, CHECKSUMS, "LICENSE-CODE", "config.json", "generation_config.json", "processor_config.json",
     "tokenizer_config.json", "chat_template.jinja", "query_tokenizer/tokenizer_config.json", "training/data.json",
@@ -188,9 +189,7 @@ def _unsafe(files: Mapping[str, Path]) -> Iterator[Problem]:
 def _is_expected(name: str) -> bool:
     """Whether a repository may hold a file of this name; templates of conversations have one place only."""
     path = PurePosixPath(name)
-    return path.name in NAMES or (
-        path.suffix in SUFFIXES and (path.suffix != ".jinja" or name == "chat_template.jinja")
-    )
+    return path.name in NAMES or (path.suffix in SUFFIXES and (path.suffix != ".jinja" or name in CHAT_TEMPLATES))
 
 
 def _unreadable(files: Mapping[str, Path]) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ MARKERS = (
     "training_ci",
     "is_tensor_parallel_test",
     "bitsandbytes",
+    "slow",
 )
 
 

@@ -1,5 +1,6 @@
 """transformers' tests of model classes and configs, run against ours."""
 
+import inspect
 import unittest
 
 from transformers import set_seed
@@ -62,6 +63,12 @@ class FusedVLMModelTest(common.ModelTesterMixin, common.GenerationTesterMixin, u
         ):  # a base model has no loss; the mixin knows those of transformers by name
             self.all_model_classes = (FusedVLMForConditionalGeneration,)
 
+    def _image_features_prepare_config_and_inputs(self):
+        """The mixin keeps what is named after images; a variant that reads the question needs the rest of them too."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        names = inspect.signature(FusedVLMModel.get_image_features).parameters
+        return config, {name: inputs[name] for name in names if name in inputs}
+
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         """The mixin finds out by class name who takes labels, and drops all but two inputs in its attention test."""
         inputs = super()._prepare_for_class(inputs_dict, model_class)
@@ -103,6 +110,12 @@ class FusedVLMContrastiveTest(common.ModelTesterMixin, unittest.TestCase):
     def setUp(self):
         set_seed(0)
         self.model_tester = ContrastiveModelTester(self)
+
+    def _image_features_prepare_config_and_inputs(self):
+        """The mixin keeps what is named after images; a variant that reads the question needs the rest of them too."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        names = inspect.signature(FusedVLMModel.get_image_features).parameters
+        return config, {name: inputs[name] for name in names if name in inputs}
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class)

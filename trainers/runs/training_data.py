@@ -133,7 +133,7 @@ def data_changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> l
     if len(sources[0]) != len(sources[1]):
         return [*found, f"data sources: {len(sources[0])} -> {len(sources[1])}"]
     for number, (old, new) in enumerate(zip(*sources, strict=True)):
-        name = new.get("name") or new.get("path") or number
+        name = new.get("name") or Path(str(new.get("path") or number)).name
         digests = [{entry["path"]: entry["sha256"] for entry in one.get("files", ())} for one in (old, new)]
         if "files" in old and "files" in new and digests[0] != digests[1]:
             other = sorted(path for path in {*digests[0], *digests[1]} if digests[0].get(path) != digests[1].get(path))
