@@ -23,7 +23,6 @@ MARGIN = re.compile(r"\n[ \t]*(?:#+ |[*>] )?")  # where a sentence goes on in th
 CITATION = re.compile(r"docs/([\w-]+)\.md((?:,? (?:and )?[\"'“][^\"'”]{2,80}[\"'”])*)")
 # A number leads nowhere as soon as somebody adds a section; a paper's sections are cited beside the paper's title.
 NUMBERED = re.compile(r"\b(?:[Rr]eference|[Tt]heory),? (?:sections? )?\d|\b[Ss]ections? \d+", re.ASCII)
-COMING = {"connectors.md"}  # cited already, written together with the connectors; followed as soon as it is there
 POINTER = re.compile(r"\bsee (?:there|above|below)\b|\bof that choice\b", re.IGNORECASE)
 
 
@@ -60,7 +59,7 @@ def broken_citations(text: str, folder: Path) -> list[str]:
     for page, heading in citations(text):
         path = folder / "docs" / f"{page}.md"
         if not path.is_file():
-            wrong += [f"docs/{page}.md does not exist"] if path.name not in COMING else []
+            wrong.append(f"docs/{page}.md does not exist")
         elif heading is not None and heading not in headings(path):
             wrong.append(f'docs/{page}.md has no heading "{heading}"')
     return wrong
@@ -78,7 +77,7 @@ def broken_links(text: str, page: Path) -> list[str]:
         path, _, anchor = target.partition("#")
         there = page if not path else page.parent / path
         if not there.exists():
-            wrong += [f"{target}: no such file"] if there.name not in COMING else []
+            wrong.append(f"{target}: no such file")
         elif anchor and anchor not in anchors(there):
             wrong.append(f"{target}: no such heading")
     return wrong

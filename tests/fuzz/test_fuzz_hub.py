@@ -10,6 +10,7 @@ import pytest
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.difference import LocalFile, difference, look
+from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests.fuzz.harness import Target, explore, json_cases, judge
 
 REPO = "ada/fusedvlm-m4"
@@ -57,17 +58,14 @@ def target():
     with ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        hub = Hub(f"http://127.0.0.1:{server.server_port}", "hf_" + "a" * 20, patience())
+        hub = Hub(f"http://127.0.0.1:{server.server_port}", "hf_" + "a" * 20, retry_policy())
         yield Target("hub", lambda case, folder: read_answers(hub, case), (REPO,), json_cases(), (PushError,))
         server.shutdown()
 
 
-def patience():
+def retry_policy():
     """As short as it gets: nothing here is worth another try."""
-    from fusedvlm.hub_cards import hub_client
-
-    kind = getattr(hub_client, "RetryPolicy", None) or hub_client.Patience
-    return kind(attempts=1, first_wait=0.0, longest_backoff=0.0, longest_wait=0.0, timeout=5.0)
+    return RetryPolicy(attempts=1, first_wait=0.0, longest_backoff=0.0, longest_wait=0.0, timeout=5.0)
 
 
 def read_answers(hub: Hub, case: bytes) -> None:
