@@ -29,6 +29,7 @@ from .interruption import (
     name_of,
     random_states,
     with_random_states,
+    worker_context,
 )
 
 logger = logging.get_logger(__name__)
@@ -196,6 +197,8 @@ class WholeCheckpoints:
         where = f"{name_of(self.stopped_by)} ended training after step {step} of {self.state.max_steps}"
         if last is None and self._is_resuming_from is not None:
             saved = f"{self._is_resuming_from.name}, from which it had continued, is the last checkpoint"
+        elif last is None and step > self._first_step:
+            saved = "a worker that reads data ended with it, before a checkpoint could be written"
         elif last is None:
             saved = "no step was complete, so there is nothing to save"
         else:
@@ -207,6 +210,8 @@ class WholeCheckpoints:
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)
         inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
+        if inner.num_workers > 0:
+            inner.multiprocessing_context = inner.multiprocessing_context or worker_context()
         return loader
 
     def _run_epoch(self, *args, **kwargs) -> None:

@@ -4,6 +4,8 @@ While a step is computed or a checkpoint is written the signal is only remembere
 a run stop at the same place, whichever of them got the signal.
 """
 
+import copy
+import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import Any
 
@@ -158,8 +161,31 @@ def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.setitimer(signal.ITIMER_REAL, GRACE))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     if then is not None:
         then(number)
+
+
+def worker_context() -> BaseContext | None:
+    """A way to start data-loader workers with SIGTERM and SIGINT held back until `begin_worker` takes them.
+
+    A signal to the whole process group would otherwise kill a worker in its first milliseconds, before it has handlers.
+    None where workers are not forked: they begin with signals of their own.
+    """
+    if multiprocessing.get_start_method() != "fork":
+        return None
+    context = copy.copy(multiprocessing.get_context("fork"))
+
+    class Held(context.Process):
+        def start(self) -> None:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+            try:
+                super().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    context.Process = Held
+    return context
 
 
 def random_states() -> tuple:

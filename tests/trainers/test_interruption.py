@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from fusedvlm.tests.trainers import smoke
-from fusedvlm.trainers import checkpoints, run_recipe
+from fusedvlm.trainers import checkpoints, interruption, run_recipe
 from fusedvlm.trainers.checkpoints import find_last_checkpoint, problems
 from fusedvlm.trainers.interruption import StopSignals, TrainingInterrupted, random_states, with_random_states
 from fusedvlm.trainers.recipes.recipe_files import set_field
@@ -237,8 +237,6 @@ def test_handlers_are_given_back_and_only_an_ignored_sigterm_stays_ignored():
 
 
 def test_a_second_ctrl_c_does_not_wait(monkeypatch):
-    from fusedvlm.trainers import interruption
-
     monkeypatch.setattr(interruption, "SECOND_THOUGHTS", 0.0)
     with StopSignals() as stop, stop.deferred():
         os.kill(os.getpid(), signal.SIGINT)
@@ -246,6 +244,47 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch):
         time.sleep(0.01)
         with pytest.raises(TrainingInterrupted, match="at once"):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted_before_it_has_handlers(number):
+    """What a new worker does when the signal for the whole group comes in its first milliseconds."""
+    for signum in interruption.WATCHED:
+        os.kill(os.getpid(), signum)
+    interruption.begin_worker(None, number)
+
+
+@pytest.mark.parametrize("is_held_back", [True, False])
+def test_a_worker_outlives_a_signal_that_comes_before_its_handlers(is_held_back):
+    loader = torch.utils.data.DataLoader(range(8), batch_size=4, num_workers=2)
+    loader.worker_init_fn = interrupted_before_it_has_handlers
+    loader.multiprocessing_context = interruption.worker_context() if is_held_back else None
+    if is_held_back:
+        assert torch.cat(list(loader)).tolist() == list(range(8))
+    else:
+        with pytest.raises((RuntimeError, KeyboardInterrupt)):
+            list(loader)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(interruption.WATCHED)
+
+
+def test_the_loaders_of_a_trainer_hold_signals_back(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(checkpoints, "worker_context", lambda: seen.append(1) or interruption.worker_context())
+    run_recipe(recipe_of("generation", tmp_path, data, max_steps=1, dataloader_num_workers=1))
+    assert seen
+
+
+def test_a_worker_that_dies_with_the_signal_is_no_missing_step(data, tmp_path, monkeypatch):
+    recipe = recipe_of("generation", tmp_path, data)
+
+    def dies(args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    callback = TrainerCallback()
+    callback.on_step_begin = dies
+    with pytest.raises(TrainingInterrupted, match="after step 2 of 5: a worker that reads data ended with it"):
+        run_recipe(recipe, callbacks=[callback])
 
 
 def test_generators_are_lent():
