@@ -1,7 +1,7 @@
 """Running sums against a direct double loop: the same numbers, how much faster?
 
-The direct loop computes every cosine of the definitions once, from rows that are already normalised, and every D(n) by
-summing from the start; its sums over (i, j) for all n are then read from the table of cosines. That favours the loop:
+The direct loop computes every cosine of the definitions once, from rows that are already normalized, and every D(n) by
+summing from the start; its sums over (i, j) for all n are then read from the table of cosines. That favors the loop:
 summing anew for every n, as the definition is written, would cost N times more.
 
     python benchmarks/divergence.py --tokens 800 --width 4096 --output benchmarks/results

@@ -32,7 +32,7 @@ def direct(states: torch.Tensor) -> torch.Tensor:
 
 
 def direct_by_blocks(states: torch.Tensor, block: int = 1024) -> tuple[float, torch.Tensor]:
-    """The direct formula and its gradient in double precision: 4 / N^2 (V V^T - I) V, through the normalisation."""
+    """The direct formula and its gradient in double precision: 4 / N^2 (V V^T - I) V, through the normalization."""
     states = states.double().requires_grad_()
     unit = F.normalize(states, dim=-1)
     rows, total, slope = unit.detach(), 0.0, torch.zeros_like(states)

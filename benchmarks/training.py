@@ -1,6 +1,6 @@
 """A stage-2 step by m: samples per second, peak memory, MFU; and what freezing, caching and checkpointing save.
 
-Random weights, made-up images and text of the real shapes (10 views, 35 prompt tokens, 20 labelled ones), run through
+Random weights, made-up images and text of the real shapes (10 views, 35 prompt tokens, 20 labeled ones), run through
 `GenerationTrainer` itself. Every row is a process of its own, so that peaks do not mix. On a GPU `--size paper` is the
 published size over Llama-2-7B; `--size small` is for CPUs.
 
@@ -234,7 +234,7 @@ def main() -> None:
     lines = [
         f"# Stage-2 step, size `{options.size}`, batch {options.batch}",
         "",
-        f"{VIEWS} views, {PROMPT} prompt tokens, {LABELS} of them labelled. Peak memory is the rise over the loaded "
+        f"{VIEWS} views, {PROMPT} prompt tokens, {LABELS} of them labeled. Peak memory is the rise over the loaded "
         "model: gradients, optimizer state, activations.",
         "",
         f"| m | {head}",

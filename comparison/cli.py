@@ -42,10 +42,10 @@ def compare(
       fusedvlm compare runs/mine/variant runs/other/results.json
     """
     from .comparison_page import markdown_record, text_table
-    from .whole_comparison import Request, catalogue, compare_given, compare_names, report_finished, split_paths
+    from .whole_comparison import Request, catalog, compare_given, compare_names, report_finished, split_paths
 
     if list_them:
-        document, text = catalogue(preset, tokens)
+        document, text = catalog(preset, tokens)
         if json_output:
             emit_json(document)
         else:

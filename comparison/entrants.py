@@ -195,7 +195,7 @@ def build_model(entrant: Entrant, shared: SharedWorld, plan: Plan, counts: tuple
                 "num_hidden_layers": plan.connector_layers,
                 "num_attention_heads": NUM_HEADS,
                 "initializer_range": scale,
-                # Rows are short: a small base tells neighbouring places apart more sharply than Llama's 10,000.
+                # Rows are short: a small base tells neighboring places apart more sharply than Llama's 10,000.
                 "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
             },
         )

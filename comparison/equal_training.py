@@ -60,7 +60,7 @@ def train_equally(
     """Train the connector of a model in place; tower and LLM stay frozen.
 
     Args:
-        model: `FusedVLMForConditionalGeneration`, freshly initialised.
+        model: `FusedVLMForConditionalGeneration`, freshly initialized.
         batches: over the cached view tokens of this model.
         samples: training images.
         counts: the m these weights are for.
@@ -122,10 +122,10 @@ def backward(model, batch: dict) -> float:
     """Loss and gradients of one micro-batch: the mean over its answers of each answer's mean per token."""
     labels = batch.pop("labels")
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    is_labelled = following != IGNORED
+    is_labeled = following != IGNORED
     logits = model(**batch, labels=labels, answer_logits_only=True, use_cache=False).logits
-    losses = F.cross_entropy(logits, following[is_labelled], reduction="none")
-    row = is_labelled.nonzero()[:, 0]
-    loss = (losses / is_labelled.sum(1)[row]).sum() / len(labels)
+    losses = F.cross_entropy(logits, following[is_labeled], reduction="none")
+    row = is_labeled.nonzero()[:, 0]
+    loss = (losses / is_labeled.sum(1)[row]).sum() / len(labels)
     loss.backward()
     return float(loss.detach())

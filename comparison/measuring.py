@@ -17,7 +17,7 @@ from .entrants import Entrant
 from .equal_training import TrainingRecord
 from .flop_account import count_question
 from .plan import Plan
-from .shared_world import SharedWorld, normalise
+from .shared_world import SharedWorld, normalize
 
 TOKENS_OF_ANSWER = {True: 50, False: 3}
 
@@ -80,18 +80,18 @@ def _answer_reduced(reduced: ReducedDense, processor, texts: list[str], pixels: 
     for start in range(0, len(texts), 128):
         part = slice(start, start + 128)
         inputs = _prompts(processor, texts[part], reduced.num_patches, reduced.model.device)
-        views = normalise(pixels[part]).to(reduced.model.device)
+        views = normalize(pixels[part]).to(reduced.model.device)
         output = reduced.generate(**inputs, pixel_values=views, max_new_tokens=limit, do_sample=False)
         answers += [text.strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
     return answers
 
 
 def _first_token(model, processor, reduced: ReducedDense | None, shared: SharedWorld, m: int) -> Callable[[], object]:
-    """One question about one image, from normalised pixels to the logits of the first token of its answer."""
+    """One question about one image, from normalized pixels to the logits of the first token of its answer."""
     number, question = shared.questions["colour"][0]
     own = m if reduced is None else reduced.num_patches
     inputs = _prompts(processor, [question.text], own, model.device)
-    inputs["pixel_values"] = normalise(shared.held_out_pixels[number : number + 1]).to(model.device)
+    inputs["pixel_values"] = normalize(shared.held_out_pixels[number : number + 1]).to(model.device)
     ask = model if reduced is None else reduced
 
     def work() -> object:

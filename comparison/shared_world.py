@@ -63,7 +63,7 @@ class SharedWorld:
             pixels = self.pixels if part == "training" else self.held_out_pixels
             batches = progress(pixels.split(256), f"caching view tokens ({part})", leave=False)
             tokens = torch.cat(
-                [model.model.get_view_features(normalise(batch).to(model.device))[0].half().cpu() for batch in batches]
+                [model.model.get_view_features(normalize(batch).to(model.device))[0].half().cpu() for batch in batches]
             )
             partial = path.with_suffix(f".{os.getpid()}.partial")
             save_file({"tokens": tokens.contiguous()}, partial)
@@ -75,7 +75,7 @@ class SharedWorld:
         return CLIPVisionModel.from_pretrained(self.folder / "tower").eval()
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """(images, 3, S, S) 8-bit pixels of whole views to what the image processor makes of them."""
     processor = image_processor()
     mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
@@ -176,7 +176,7 @@ def _render(first: int, count: int, description: str) -> tuple[list, torch.Tenso
 def teach_tower(tower: CLIPVisionModel, pixels: torch.Tensor, samples: list, plan: Plan, device) -> float:
     """The stand-in for CLIP's training: patches tell their cells, the class token tells which words the image holds.
 
-    Patches are read at both layers that connectors read: the last, normalised, and the one before. The class token's
+    Patches are read at both layers that connectors read: the last, normalized, and the one before. The class token's
     task is there for reducers that ask what it attends to; untrained, it attends to nothing.
 
     Args:
@@ -191,7 +191,7 @@ def teach_tower(tower: CLIPVisionModel, pixels: torch.Tensor, samples: list, pla
     presence = nn.Linear(plan.vision_width, len(WORDS)).to(device)
     parameters = [p for part in (tower, last, before, presence) for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    normalise_last = getattr(tower, "vision_model", tower).post_layernorm
+    normalize_last = getattr(tower, "vision_model", tower).post_layernorm
     generator, right = torch.Generator().manual_seed(0), []
     with contextlib.closing(progress(total=plan.tower_steps, description="teaching the tower", leave=False)) as bar:
         for step in range(plan.tower_steps):
@@ -199,8 +199,8 @@ def teach_tower(tower: CLIPVisionModel, pixels: torch.Tensor, samples: list, pla
             for group in optimizer.param_groups:
                 group["lr"] = 2e-3 * rate
             pick = torch.randint(len(pixels), (64,), generator=generator)
-            states = tower(normalise(pixels[pick]).to(device), output_hidden_states=True).hidden_states
-            top, labels = normalise_last(states[-1]), cells[pick].to(device)
+            states = tower(normalize(pixels[pick]).to(device), output_hidden_states=True).hidden_states
+            top, labels = normalize_last(states[-1]), cells[pick].to(device)
             (loss, accuracy), (loss_before, accuracy_before) = (
                 last(top[:, 1:], labels),
                 before(states[-2][:, 1:], labels),

@@ -95,7 +95,7 @@ def interval(mean: float, draws: np.ndarray) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
-def summarise_cells(cells: Sequence[Cell], reference: str | None = None) -> list[Point]:
+def summarize_cells(cells: Sequence[Cell], reference: str | None = None) -> list[Point]:
     """Points of finished cells, in the order in which entrants first appear, then by m.
 
     Args:

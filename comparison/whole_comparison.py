@@ -18,7 +18,7 @@ from .comparison_page import given_notes, world_notes, write_page
 from .entrants import Entrant, all_entrants, parse_entrant, supported_counts, training_jobs
 from .plan import PRESETS, Plan
 from .run_comparison import Comparison, refused_counts
-from .summary import Summary, check_same_tasks, read_given, summarise_cells, verdicts
+from .summary import Summary, check_same_tasks, read_given, summarize_cells, verdicts
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _write(
     """Summary and page of finished cells."""
     plan = comparison.plan
     cells = sorted(cells, key=lambda cell: (keys.index(cell.entrant), cell.num_visual_tokens, cell.seed))
-    points = summarise_cells(cells, reference)
+    points = summarize_cells(cells, reference)
     environments = list({json.dumps(cell.environment, sort_keys=True): cell.environment for cell in cells}.values())
     notes = [*world_notes(plan, cells, comparison.command), *refused]
     summary = Summary(points, reference, verdicts(points, reference), notes, environments)
@@ -179,7 +179,7 @@ def compare_given(paths: Sequence[Path], output: Path) -> tuple[Summary, Path, s
     return summary, write_page(summary, output, title, lead, name="given"), title
 
 
-def catalogue(preset: str, tokens: str | None) -> tuple[dict, str]:
+def catalog(preset: str, tokens: str | None) -> tuple[dict, str]:
     """What can be compared, as a document and as text."""
     plan = make_plan(preset, tokens, None)
     connectors, reducers = [], []

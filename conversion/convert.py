@@ -37,7 +37,7 @@ MODEL_CLASSES = {"generation": FusedVLMForConditionalGeneration, "contrastive": 
 
 @dataclass
 class ConversionReport(KeyReport):
-    """Every key, the sizes found, and remarks a person should read."""
+    """Every key, the sizes found, and remarks a user should read."""
 
     source: str = ""
     output: str = ""
@@ -380,7 +380,7 @@ def _local_views(source: Path, notes: list[str]) -> int:
 
 
 def describe_sizes(config: FusedVLMConfig) -> dict:
-    """The numbers a person compares with a model card."""
+    """The numbers a user compares with a model card."""
     vision = config.vision_config
     sizes = {
         "vision": {"width": vision.hidden_size, "layers": vision.num_hidden_layers, "image_size": vision.image_size},

@@ -15,7 +15,7 @@ _PUBLIC = {
     "read_spec": ".sources.build_dataset",
     "remap_boxes": ".boxes",
     "square_placement": ".boxes",
-    "normalise_sample": ".records",
+    "normalize_sample": ".records",
     "text_of": ".records",
 }
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from .mixing.streaming import StreamingMixture as StreamingMixture
     from .records import (
         answers_per_segment as answers_per_segment,
-        normalise_sample as normalise_sample,
+        normalize_sample as normalize_sample,
         text_of as text_of,
     )
     from .sources.build_dataset import (

@@ -158,21 +158,21 @@ def manifest(
     spec: Spec,
     kind: Kind = None,
     images: Images = None,
-    licence: Annotated[
+    license: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=TEXT, your reading of a source's licence; repeat for several sources."),
+        typer.Option(help="NAME=TEXT, your reading of a source's license; repeat for several sources."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; standard output by default.")] = None,
 ) -> None:
-    """Write what a training set is made of: counts, SHA-256 of the source files, licences. Model cards are made of it.
+    """Write what a training set is made of: counts, SHA-256 of the source files, licenses. Model cards are made of it.
 
-    Example: fusedvlm data manifest data.yaml --licence "llava=CC BY 4.0; images under their own terms" -o manifest.json
+    Example: fusedvlm data manifest data.yaml --license "llava=CC BY 4.0; images under their own terms" -o manifest.json
     """
     from fusedvlm.data.prepare.export import make_manifest
 
-    pairs = [entry.partition("=") for entry in licence or []]
+    pairs = [entry.partition("=") for entry in license or []]
     if wrong := [name for name, equals, text in pairs if not (name and equals and text)]:
-        raise ValueError(f"--licence {wrong[0]}: write NAME=TEXT.")
+        raise ValueError(f"--license {wrong[0]}: write NAME=TEXT.")
     document = make_manifest(data_section(spec, kind, images), {name: text for name, _, text in pairs})
     if output is None:
         emit_json(document)

@@ -19,7 +19,7 @@ def as_parts(content: str | list[dict]) -> list[dict]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
-def normalise_sample(sample: dict[str, Any], index: int = 0) -> dict[str, Any]:
+def normalize_sample(sample: dict[str, Any], index: int = 0) -> dict[str, Any]:
     """Check one sample and put its images where its messages show them.
 
     Args:
@@ -33,7 +33,7 @@ def normalise_sample(sample: dict[str, Any], index: int = 0) -> dict[str, Any]:
         ValueError: naming the sample and what is wrong with it.
     """
     messages = [
-        _normalise_message(message, number, index) for number, message in enumerate(sample.get("messages") or [])
+        _normalize_message(message, number, index) for number, message in enumerate(sample.get("messages") or [])
     ]
     if not messages:
         raise ValueError(f"Sample {index}: no messages.")
@@ -53,7 +53,7 @@ def normalise_sample(sample: dict[str, Any], index: int = 0) -> dict[str, Any]:
     return {"images": images, "messages": messages}
 
 
-def _normalise_message(message: Any, number: int, index: int) -> dict[str, Any]:
+def _normalize_message(message: Any, number: int, index: int) -> dict[str, Any]:
     """A message with its content as parts.
 
     Raises:

@@ -3,7 +3,7 @@
 from fusedvlm.costs.environment import Environment, describe_environment
 
 from .results import EvaluationResults, Latency, TaskScore
-from .runner import answer_questions, measure_latencies, summarise
+from .runner import answer_questions, measure_latencies, summarize
 
 __all__ = [
     "Environment",
@@ -13,5 +13,5 @@ __all__ = [
     "answer_questions",
     "describe_environment",
     "measure_latencies",
-    "summarise",
+    "summarize",
 ]

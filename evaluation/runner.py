@@ -73,7 +73,7 @@ def _with_cached_views(model, inputs, views: torch.Tensor) -> dict:
     return {**text, "mm_encoder_outputs": {"image": features}}
 
 
-def summarise(task: str, num_visual_tokens: int, scores: Sequence[float]) -> TaskScore:
+def summarize(task: str, num_visual_tokens: int, scores: Sequence[float]) -> TaskScore:
     """Mean and standard error of per-question scores. Raises `ValueError` for an empty list."""
     if not len(scores):
         raise ValueError(f"No questions were asked for task {task!r} at m={num_visual_tokens}.")

@@ -1,6 +1,6 @@
-"""What every figure shares: a palette for colour-blind readers, the axis of m, figures as PNG and as data URIs.
+"""What every figure shares: a palette for color-blind readers, the axis of m, figures as PNG and as data URIs.
 
-Colors are Okabe and Ito's; markers and line styles carry the same information, so that a grey print keeps it. Nothing
+Colors are Okabe and Ito's; markers and line styles carry the same information, so that a gray print keeps it. Nothing
 here touches pyplot's global state.
 """
 

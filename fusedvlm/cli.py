@@ -39,7 +39,7 @@ COMMANDS = {
     "check": ("fusedvlm.hub_cards.cli:check", "Verify that a folder or repository is a complete and sound variant."),
     "card": (
         "fusedvlm.hub_cards.cli:card",
-        "Write a variant's model card, and with a licence everything else its repository needs.",
+        "Write a variant's model card, and with a license everything else its repository needs.",
     ),
     "space": (
         "fusedvlm.hub_cards.cli:space",

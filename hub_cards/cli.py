@@ -12,13 +12,13 @@ Facts = Annotated[
     Path | None,
     typer.Option("--facts", help="YAML file of stated facts; facts.yaml beside or in the variant by default."),
 ]
-License = Annotated[str | None, typer.Option(help="Licence of the weights, as the Hub spells it. No default.")]
-LlmLicense = Annotated[str | None, typer.Option(help="Licence of the language model.")]
+License = Annotated[str | None, typer.Option(help="License of the weights, as the Hub spells it. No default.")]
+LlmLicense = Annotated[str | None, typer.Option(help="License of the language model.")]
 LicenseFile = Annotated[
     list[Path] | None,
-    typer.Option("--license-file", help="Licence text that must travel along; repeat it, the agreement itself first."),
+    typer.Option("--license-file", help="License text that must travel along; repeat it, the agreement itself first."),
 ]
-Namespace = Annotated[str, typer.Option(help="User or organisation that the repositories will belong to.")]
+Namespace = Annotated[str, typer.Option(help="User or organization that the repositories will belong to.")]
 Name = Annotated[
     str | None, typer.Option(help="Repositories are called NAME-m1, NAME-m2, ...; from the folders if left out.")
 ]
@@ -73,11 +73,11 @@ def card(
     llm_license: LlmLicense = None,
     license_file: LicenseFile = None,
 ) -> None:
-    """Write a variant's model card, and with a licence everything else its repository needs.
+    """Write a variant's model card, and with a license everything else its repository needs.
 
     Scores and latencies come from results.json, the training record from run.json, both beside the variant. What only a
     person can say comes from facts.yaml (license, llm_license, datasets, intended_use, limitations, ...). Without a
-    licence a draft of the card is written, with the licence shown as missing; it cannot be published.
+    license a draft of the card is written, with the license shown as missing; it cannot be published.
 
     Example: fusedvlm card runs/quickstart --license apache-2.0 --output runs/published
     """
@@ -99,7 +99,7 @@ def card(
         stated = find_stated(variant, facts, **given)
         names = {"tag": tag, "family": family, "stated": stated, "common": common}
         if stated.license is None and output is None:
-            files, notes = draft(variant, repo_id, **names), ["a draft: no licence is stated (facts.yaml or --license)"]
+            files, notes = draft(variant, repo_id, **names), ["a draft: no license is stated (facts.yaml or --license)"]
         else:
             release = build_release(variant, repo_id, **names)
             files, notes = release.files, release.notes

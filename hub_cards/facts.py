@@ -1,6 +1,6 @@
 """What a model card says, as typed facts.
 
-*Stated* by a person, *measured* by a run of this package, or *counted* in files. A measured fact carries the command,
+*Stated* by a user, *measured* by a run of this package, or *counted* in files. A measured fact carries the command,
 versions, hardware and date of its run. A counted fact (parameters, sizes, trained m) follows from a file alone, so it
 carries that file's sha256 instead. What nobody stated or measured is `None` and is shown as missing.
 """
@@ -53,17 +53,17 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class StatedFacts:
-    """What only a person can say. `license` and `llm_license` have no default; None means that nobody stated one.
+    """What only a user can say. `license` and `llm_license` have no default; None means that nobody stated one.
 
     Args:
-        license: licence of the variant's weights, as the Hub spells it ("llama2", "apache-2.0", "other", ...).
-        llm_license: licence of the language model inside or behind the variant.
-        license_name, license_link: asked for by the Hub when the licence is "other".
-        vision_license: licence of the vision tower's weights.
+        license: license of the variant's weights, as the Hub spells it ("llama2", "apache-2.0", "other", ...).
+        llm_license: license of the language model inside or behind the variant.
+        license_name, license_link: asked for by the Hub when the license is "other".
+        vision_license: license of the vision tower's weights.
         languages: ISO 639-1 codes.
-        datasets: what it was trained on, each with its licence.
+        datasets: what it was trained on, each with its license.
         benchmarks: task name of the results file -> registered benchmark.
-        license_files: licence texts that must travel along; the first one becomes LICENSE. Paths are relative to the
+        license_files: license texts that must travel along; the first one becomes LICENSE. Paths are relative to the
             file they are stated in; the facts of a card hold their names in the repository.
         intended_use, out_of_scope, limitations, evaluation_notes, citation: prose.
     """
@@ -88,7 +88,7 @@ class StatedFacts:
         """Read plain data, as from YAML.
 
         Raises:
-            ValueError: for unknown keys (a misspelt licence must not become a missing one) and wrong types.
+            ValueError: for unknown keys (a misspelt license must not become a missing one) and wrong types.
         """
         data = {"license": None, "llm_license": None, **data}
         # An empty list in YAML is often written as nothing at all.
@@ -148,7 +148,7 @@ class CountedFacts:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """Another variant of the family."""
 
     num_visual_tokens: int
@@ -203,7 +203,7 @@ class CardFacts:
         training: resolved settings of the run, or None.
         family: all variants in the order of m, this one included.
         package_version: version of this package that wrote the card.
-        files: names of licence, training and result files in the repository.
+        files: names of license, training and result files in the repository.
         common: what the family's repositories share.
         example: a picture with real answers, or None.
         complete: whether the repository is a release with checksums, as `fusedvlm push` makes it.
@@ -216,7 +216,7 @@ class CardFacts:
     measured: EvaluationResults | None
     control: EvaluationResults | None
     training: Mapping[str, Any] | None
-    family: tuple[Neighbour, ...]
+    family: tuple[Neighbor, ...]
     package_version: str
     files: tuple[str, ...] = ()
     common: Common = Common()

@@ -1,6 +1,6 @@
-"""Which licence and notice files must travel with weights, by licence of the language model.
+"""Which license and notice files must travel with weights, by license of the language model.
 
-A reading of the licence texts, not legal advice. Licence texts of others are not part of this package: whoever accepted
+A reading of the license texts, not legal advice. License texts of others are not part of this package: whoever accepted
 one has it as a file and states where (`license_files` in facts.yaml, or --license-file).
 """
 
@@ -30,16 +30,16 @@ LICENSES = set(
 )
 # The same text as the package's own LICENSE, which an installed package does not have at hand.
 APACHE_TEXT = Path(__file__).parent / "templates" / "apache-2.0.md"
-# OpenAI's CLIP towers: their repositories state no licence, the code they came with is under this one.
+# OpenAI's CLIP towers: their repositories state no license, the code they came with is under this one.
 CLIP_PREFIX, CLIP_TEXT = "openai/clip-", Path(__file__).parent / "templates" / "clip-mit.md"
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a licence asks of those who pass weights on.
+    """What a license asks of those who pass weights on.
 
     Args:
-        title: the licence in words.
+        title: the license in words.
         phrase: words that its text contains, so that a wrong file is noticed.
         notice: sentence that a NOTICE file must have.
         policy: address of its acceptable use policy.
@@ -84,20 +84,20 @@ TERMS = {
         say="The terms and their use restrictions go on to everybody who receives these weights.",
     ),
 }
-# Language models whose licence is known from their name; a variant of one cannot be published with it unstated.
+# Language models whose license is known from their name; a variant of one cannot be published with it unstated.
 KNOWN_PREFIXES = {"meta-llama/Llama-2": "llama2", "lmsys/vicuna": "llama2", "meta-llama/": "llama3"}
 
 
 def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
-    """Raise `ValueError`, with the fix, for licences that are missing or contradict each other."""
+    """Raise `ValueError`, with the fix, for licenses that are missing or contradict each other."""
     if stated.license is None:
         raise ValueError(
-            "No licence is stated, and there is no default; write `license: apache-2.0` (or whichever is right) into "
+            "No license is stated, and there is no default; write `license: apache-2.0` (or whichever is right) into "
             "facts.yaml beside the variant, or give --license."
         )
     if stated.license not in LICENSES:
         raise ValueError(
-            f"The Hub knows no licence {stated.license!r}{_similar(stated.license)}; for one that it does not list, "
+            f"The Hub knows no license {stated.license!r}{_similar(stated.license)}; for one that it does not list, "
             "state `license: other` with license_name and license_link."
         )
     if stated.license == "other" and not (stated.license_name and stated.license_link):
@@ -108,7 +108,7 @@ def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
     known = next((known for prefix, known in KNOWN_PREFIXES.items() if name.startswith(prefix)), None)
     if known and stated.llm_license is None:
         raise ValueError(
-            f"The licence of the language model {name} is not stated; it asks for things to be passed on. Write "
+            f"The license of the language model {name} is not stated; it asks for things to be passed on. Write "
             f"`llm_license: {known}` (check which) into facts.yaml, or give --llm-license."
         )
     if stated.llm_license in TERMS and stated.license != stated.llm_license:
@@ -119,7 +119,7 @@ def check_stated(stated: StatedFacts, counted: CountedFacts) -> None:
 
 
 def noncommercial(stated: StatedFacts) -> list[str]:
-    """Names of training data that may not be used commercially, going by the licences stated."""
+    """Names of training data that may not be used commercially, going by the licenses stated."""
     marks = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial|research only", re.IGNORECASE)
     return [dataset.name for dataset in stated.datasets if dataset.license and marks.search(dataset.license)]
 
@@ -130,10 +130,10 @@ def _similar(name: str) -> str:
 
 
 def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes]:
-    """{name in the repository: content} of the licence and notice files.
+    """{name in the repository: content} of the license and notice files.
 
     Raises:
-        ValueError: when a licence is missing, contradicts another, or its text was not given, with the fix.
+        ValueError: when a license is missing, contradicts another, or its text was not given, with the fix.
     """
     check_stated(stated, counted)
     texts = {CODE_LICENSE: APACHE_TEXT.read_bytes()}
@@ -145,12 +145,12 @@ def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes
         texts.setdefault("LICENSE", APACHE_TEXT.read_bytes())
     notice = _notice(terms, counted)
     if "NOTICE" in texts and terms is not None and terms.notice not in texts["NOTICE"].decode():
-        raise ValueError(f"The NOTICE file given lacks the sentence that the licence asks for: {terms.notice}")
+        raise ValueError(f"The NOTICE file given lacks the sentence that the license asks for: {terms.notice}")
     return {"NOTICE": notice.encode(), **texts} if notice else texts
 
 
 def expected_notice(stated: StatedFacts, counted: CountedFacts) -> str:
-    """What a NOTICE file must say for these licences; empty when nothing must be said."""
+    """What a NOTICE file must say for these licenses; empty when nothing must be said."""
     return _notice(TERMS.get(stated.license), counted)
 
 
@@ -167,18 +167,18 @@ def _check_agreement(stated: StatedFacts, terms: Terms) -> None:
 
 
 def _given(paths: Sequence[str]) -> dict[str, bytes]:
-    """Stated licence files under their names in the repository, the first as LICENSE."""
+    """Stated license files under their names in the repository, the first as LICENSE."""
     texts: dict[str, bytes] = {}
     for number, path in enumerate(map(Path, paths)):
         name = "LICENSE" if number == 0 else path.name
         if not path.is_file():
-            raise ValueError(f"{path}: no such licence file.")
+            raise ValueError(f"{path}: no such license file.")
         if name in texts or name == CODE_LICENSE or path.suffix not in ("", ".md", ".txt"):
             raise ValueError(f"{path}: cannot stand in the repository as {name}; rename it, as .txt or .md.")
         try:
             texts[name] = path.read_text(encoding="utf-8").encode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: a licence file must be text in UTF-8 ({error.reason}).") from error
+            raise ValueError(f"{path}: a license file must be text in UTF-8 ({error.reason}).") from error
     return texts
 
 

@@ -232,11 +232,11 @@ def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
     return logits
 
 
-def labelled_states(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, L, H) states and (B, L) labels to the (n, H) states that predict a labelled token, and those n tokens."""
+def labeled_states(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L, H) states and (B, L) labels to the (n, H) states that predict a labeled token, and those n tokens."""
     following = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    is_labelled = following != -100
-    return hidden_states[is_labelled], following[is_labelled]
+    is_labeled = following != -100
+    return hidden_states[is_labeled], following[is_labeled]
 
 
 class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin):
@@ -331,7 +331,7 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
 
         Labels are aligned with `input_ids` (the shift happens inside), -100 where nothing is to be learned. Image
         arguments as in `FusedVLMFusionModel.fuse`. With `answer_logits_only` logits are
-        (labelled tokens, vocabulary), row after row: all that a loss needs, and mostly much smaller.
+        (labeled tokens, vocabulary), row after row: all that a loss needs, and mostly much smaller.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -354,7 +354,7 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         )
         hidden_states = outputs.last_hidden_state
         if answer_logits_only:
-            hidden_states, kwargs["shift_labels"] = labelled_states(hidden_states, labels)
+            hidden_states, kwargs["shift_labels"] = labeled_states(hidden_states, labels)
             logits_to_keep = 0
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = scale_logits(self.lm_head(hidden_states[..., keep, :]), self.config.text_config)

@@ -1,4 +1,4 @@
-"""What every model of the package shares: flags, initialisation, new models from backbones, loading and saving."""
+"""What every model of the package shares: flags, initialization, new models from backbones, loading and saving."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from .modeling_fusedvlm_loading import (
     load_vision_tower,
     load_with_text_model,
     pinned_revision,
-    quantise_only_llm,
+    quantize_only_llm,
 )
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
@@ -27,7 +27,7 @@ AUTO_MAP = {
 
 
 class FusedVLMPreTrainedModel(PreTrainedModel):
-    """Flags, initialisation, and loading or saving with the LLM as a reference."""
+    """Flags, initialization, and loading or saving with the LLM as a reference."""
 
     config: FusedVLMConfig
     base_model_prefix = "model"
@@ -68,13 +68,13 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
                 shapes or configuration loads all the same with `ignore_mismatched_sizes=True`.
         """
         if quantization_config is not None:
-            kwargs["quantization_config"] = quantise_only_llm(quantization_config)
+            kwargs["quantization_config"] = quantize_only_llm(quantization_config)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if hasattr(model, "suppress_placeholder"):
             model.suppress_placeholder()  # the generation settings of a file, or none, have replaced the model's own
         if quantization_config is not None:
-            # Only the frozen LLM is quantised; Trainer would otherwise refuse to train the rest.
+            # Only the frozen LLM is quantized; Trainer would otherwise refuse to train the rest.
             model.is_quantized = False
         return loaded
 
@@ -196,10 +196,10 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
                 self._keys_to_ignore_on_save = ignored
         state_dict = self.state_dict() if state_dict is None else state_dict
         trained = {name: tensor for name, tensor in state_dict.items() if not is_language_key(name)}
-        kwargs["save_original_format"] = False  # a pre-quantised LLM would leave conversions that cannot be reverted
+        kwargs["save_original_format"] = False  # a pre-quantized LLM would leave conversions that cannot be reverted
         quantizer, quantization_config = self.__dict__.pop("hf_quantizer", None), None
         if quantizer is not None:
-            # The trained parts are not quantised, so the variant must not claim to be.
+            # The trained parts are not quantized, so the variant must not claim to be.
             quantization_config = self.config.__dict__.pop("quantization_config", None)
         try:
             with recording(self.config), carrying_connector(self.config.connector_class, save_directory, is_main):

@@ -257,7 +257,7 @@ class FusedVLMConnector(nn.Module):
         model.connector = self
 
     def reset_parameters(self) -> None:
-        """Initialise parameters the connector holds itself (not in a child), with `transformers.initialization`."""
+        """Initialize parameters the connector holds itself (not in a child), with `transformers.initialization`."""
 
     def grow(self, num_visual_tokens: int, seed: int) -> None:
         """Make room for a larger m, where weights allow it; the configuration is checked afterwards."""

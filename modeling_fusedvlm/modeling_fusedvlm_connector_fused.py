@@ -17,9 +17,9 @@ from .modeling_fusedvlm_connector_parts import grid_side, split_questions
 from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
-# CLIP normalises only the class token on its own; here its final LayerNorm is applied to every token (fusedvlm's
-# docs/reference.md, "Vision tower"). Towers of other families return normalised tokens.
-TOWERS_TO_NORMALISE = ("clip_vision_model",)
+# CLIP normalizes only the class token on its own; here its final LayerNorm is applied to every token (fusedvlm's
+# docs/reference.md, "Vision tower"). Towers of other families return normalized tokens.
+TOWERS_TO_NORMALIZE = ("clip_vision_model",)
 
 
 class FusedVLMProjector(nn.Linear):
@@ -162,11 +162,11 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def encode_views(self, tower: nn.Module, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, Any]:
-        """(V, 3, S, S) to (V, T, C): normalised last layer, merged, a newline behind."""
+        """(V, 3, S, S) to (V, T, C): normalized last layer, merged, a newline behind."""
         outputs = tower(pixel_values, return_dict=True, **kwargs)
         tokens = outputs.last_hidden_state
         # CODEPATH: CLIP towers return tokens before their final LayerNorm; SigLIP towers after it.
-        if self.config.vision_config.model_type in TOWERS_TO_NORMALISE:
+        if self.config.vision_config.model_type in TOWERS_TO_NORMALIZE:
             tokens = tower.post_layernorm(tokens)
         return self.model.merger(tokens[:, -(grid_side(self.config) ** 2) :]), outputs
 

@@ -54,7 +54,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """Encode views: vision tower, last norm, merge, newline (fusedvlm's docs/reference.md, "Vision tower").
 
         Args:
-            pixel_values: (V, 3, S, S), normalised.
+            pixel_values: (V, 3, S, S), normalized.
 
         Returns:
             (V, T, C) view tokens, and what the vision tower returned.

@@ -1,7 +1,7 @@
 """Loading and saving when the LLM is a reference: trained parts from the variant, the LLM from its own repository.
 
 Both checkpoints are merged lazily (memory-mapped slices) before transformers' own loading pass runs once over them, so
-dtype, device map, quantisation and tied weights behave as for any checkpoint and the LLM is never held twice.
+dtype, device map, quantization and tied weights behave as for any checkpoint and the LLM is never held twice.
 """
 
 import copy
@@ -21,9 +21,9 @@ CONNECTOR_PREFIXES = ("model.fuser.", "model.connector.")
 PROJECTOR_PREFIX = "model.projector."
 LANGUAGE_PREFIX, HEAD_PREFIX = LANGUAGE_PREFIXES = ("model.language_model.", "lm_head.")
 CONTRASTIVE_PREFIXES = ("answer_tower.", "answer_projection.", "image_projection.", "logit_scale")
-# Modules that quantisation must leave alone: everything that is trained, and the head (see `quantise_only_llm`).
+# Modules that quantization must leave alone: everything that is trained, and the head (see `quantize_only_llm`).
 TRAINED_MODULES = tuple(name.rstrip(".") for name in (*VISION_PREFIXES, *CONNECTOR_PREFIXES, PROJECTOR_PREFIX))
-# Where each quantiser keeps its list of modules to leave alone.
+# Where each quantizer keeps its list of modules to leave alone.
 SKIP_LIST_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 # Reserved tokens that LLM vocabularies offer for a placeholder, best first; the unknown token is the last resort.
 PLACEHOLDER_TOKENS = (
@@ -118,8 +118,8 @@ def load_with_text_model(model, state_dict, checkpoint_files, load_config):
             return PreTrainedModel._load_pretrained_model(model, merged, checkpoint_files, load_config)
 
 
-def quantise_only_llm(quantization_config):
-    """Copy of a quantisation config that leaves the trained modules and the head in full precision.
+def quantize_only_llm(quantization_config):
+    """Copy of a quantization config that leaves the trained modules and the head in full precision.
 
     Raises:
         ValueError: when the method has no list of modules to leave alone.
@@ -138,9 +138,9 @@ def quantise_only_llm(quantization_config):
             setattr(quantization_config, field, sorted({*(getattr(quantization_config, field) or []), *skip}))
             return quantization_config
     raise ValueError(
-        f"{type(quantization_config).__name__} has no list of modules to leave unquantised "
+        f"{type(quantization_config).__name__} has no list of modules to leave unquantized "
         f"({', '.join(SKIP_LIST_FIELDS)}), so it would "
-        "quantise the trained fusion module; quantise the language model's own repository instead."
+        "quantize the trained fusion module; quantize the language model's own repository instead."
     )
 
 

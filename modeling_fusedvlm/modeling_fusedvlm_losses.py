@@ -4,7 +4,7 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-BLOCK_ROWS = 2048  # rows normalised at a time: working memory stays far below the states themselves
+BLOCK_ROWS = 2048  # rows normalized at a time: working memory stays far below the states themselves
 SMALLEST_NORM = 1e-12  # as in F.normalize: rows of zeros stay zero
 
 
@@ -16,7 +16,7 @@ def identity_loss(states: torch.Tensor, across_processes: bool = False) -> torch
     and loses nothing to cancellation.
 
     Args:
-        states: (N, d) fusion states at all queries of the batch, not normalised.
+        states: (N, d) fusion states at all queries of the batch, not normalized.
         across_processes: take N over the states of all ranks of the default process group. The value is the same on
             every rank; the gradient is that of this rank's rows times the number of ranks, so that the mean over
             ranks which data parallelism takes is the gradient of the global loss. Ranks may differ in N.
@@ -64,7 +64,7 @@ class _IdentityLoss(torch.autograd.Function):
                 rows = slice(start, start + BLOCK_ROWS)
                 unit = _unit(states[rows])
                 slope = matrix[rows] @ unit_of_all if ctx.is_gram else unit @ matrix
-                slope = slope - unit * (unit * slope).sum(-1, keepdim=True)  # normalisation removes the radial part
+                slope = slope - unit * (unit * slope).sum(-1, keepdim=True)  # normalization removes the radial part
                 slope = slope * (grad_loss * ctx.factor / _norms(states[rows]))
                 grad[rows] = slope.to(grad.dtype)
         return grad, None
@@ -115,7 +115,7 @@ def zero_large_entries(projected: torch.Tensor) -> torch.Tensor:
     Kept for conformance only. It removes the largest third of the entries, and which ones depends on the batch.
 
     Args:
-        projected: (G, D) projected answers before normalisation.
+        projected: (G, D) projected answers before normalization.
     """
     mean, deviation = projected.mean(), projected.std()
     keep = (projected >= mean - deviation) & (projected <= mean + deviation)

@@ -11,11 +11,11 @@ from transformers import initialization as init
 
 
 class FusedVLMViewMerger(nn.Module):
-    """Merge 2x2 neighbourhoods of the patch grid and end each view with a learned newline vector.
+    """Merge 2x2 neighborhoods of the patch grid and end each view with a learned newline vector.
 
-    merged = conv3x3, stride 2, padding 1, no bias (grid) + nearest-neighbour half-size grid
+    merged = conv3x3, stride 2, padding 1, no bias (grid) + nearest-neighbor half-size grid
     (fusedvlm's docs/reference.md, "Local merge and newline"). On an odd grid the residual takes the even rows
-    and columns, which are the centres of the convolution windows.
+    and columns, which are the centers of the convolution windows.
     """
 
     def __init__(self, hidden_size: int, merge_views: bool, newline_token: bool, initializer_range: float):

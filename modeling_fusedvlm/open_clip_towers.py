@@ -14,7 +14,7 @@ SCHEME = "open_clip:"
 
 
 def load_open_clip_tower(name: str) -> CLIPVisionModel:
-    """Vision tower of an open_clip model, with the model's normalisation in its config (`image_mean`, `image_std`).
+    """Vision tower of an open_clip model, with the model's normalization in its config (`image_mean`, `image_std`).
 
     Args:
         name: what follows "open_clip:": `MODEL@WEIGHTS` with an open_clip model name or the path of its JSON config,

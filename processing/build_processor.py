@@ -27,7 +27,7 @@ def build_processor(
         text: LLM repo id or folder; by default the one the config refers to.
         query_tokenizer: tokenizer of the fusion module, or where to load it; by default CLIP's BPE. Connectors
             that read no question or the LLM's own ids get the LLM's tokenizer.
-        image_processor: by default `FusedVLMImageProcessor` at the tower's image size and normalisation.
+        image_processor: by default `FusedVLMImageProcessor` at the tower's image size and normalization.
         chat_template: by default the LLM's own template behind the marker prelude, or the Llama-2 layout of the
             published checkpoints when the LLM has none.
 
@@ -75,7 +75,7 @@ def load_text_tokenizer(config, text: str | None = None) -> PreTrainedTokenizerB
 
 
 def default_image_processor(config) -> FusedVLMImageProcessor:
-    """HD image processor at the tower's image size, with the tower's published normalisation where it has one."""
+    """HD image processor at the tower's image size, with the tower's published normalization where it has one."""
     size = config.vision_config.image_size
     kwargs = {"size": {"height": size, "width": size}, "max_local_views": config.max_local_views}
     source = config.vision_model_name_or_path

@@ -31,9 +31,9 @@ if TYPE_CHECKING:  # so that saving copies the other backend's file too
 class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
     """Images to views.
 
-    Returns `pixel_values` (V, 3, S, S), normalised, image after image with the global view first, and `image_num_views`
+    Returns `pixel_values` (V, 3, S, S), normalized, image after image with the global view first, and `image_num_views`
     (I,). On 8-bit pixels in CPU memory the result is that of the published code, whichever backend is installed; on an
-    accelerator, where torchvision resizes, tiles differ by at most one grey level. Floats are 0..1 with
+    accelerator, where torchvision resizes, tiles differ by at most one gray level. Floats are 0..1 with
     `do_rescale=False`, else 0..255.
     """
 
@@ -137,7 +137,7 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
     def _resize(image: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
         """Pillow for 8-bit pixels on the CPU and for Lanczos, torchvision for everything else.
 
-        torchvision rounds differently from the Pillow code the checkpoints were trained with: up to one grey level for
+        torchvision rounds differently from the Pillow code the checkpoints were trained with: up to one gray level for
         bilinear, up to nine for Lanczos, which it lacks on accelerators altogether.
         """
         resample = PILImageResampling(resample)

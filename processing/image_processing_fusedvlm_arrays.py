@@ -51,7 +51,7 @@ def to_usable_array(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tens
 
 
 def to_rgb_channels(image: np.ndarray | torch.Tensor, input_data_format=None) -> np.ndarray | torch.Tensor:
-    """(H, W), (H, W, C) or (C, H, W) to (3, H, W): grey is repeated and alpha dropped, as for pictures.
+    """(H, W), (H, W, C) or (C, H, W) to (3, H, W): gray is repeated and alpha dropped, as for pictures.
 
     Where the first and the last axis could both be channels, the first is.
 
@@ -94,7 +94,7 @@ def check_levels(image: np.ndarray | torch.Tensor, do_rescale: bool, rescale_fac
     if not is_float:
         if do_normalize and not do_rescale:
             warnings.warn(
-                "Pixels of 0..255 with do_rescale=False are normalised as if they were 0..1; leave do_rescale on.",
+                "Pixels of 0..255 with do_rescale=False are normalized as if they were 0..1; leave do_rescale on.",
                 stacklevel=3,
             )
         return

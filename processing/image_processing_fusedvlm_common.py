@@ -98,7 +98,7 @@ def cut_tiles(canvas: torch.Tensor, tile_size: int) -> torch.Tensor:
 
 
 def resize_bicubic(image: torch.Tensor, tile_size: int) -> torch.Tensor:
-    """Normalised (3, H, W) to (3, S, S) by plain bicubic interpolation, as published: without antialiasing."""
+    """Normalized (3, H, W) to (3, S, S) by plain bicubic interpolation, as published: without antialiasing."""
     if tuple(image.shape[-2:]) == (tile_size, tile_size):
         return image
     return torch.nn.functional.interpolate(

@@ -1,4 +1,4 @@
-"""Load any picture a person may hand over as upright 8-bit RGB, or say in one line why not."""
+"""Load any picture a user may hand over as upright 8-bit RGB, or say in one line why not."""
 
 import base64
 import binascii
@@ -121,7 +121,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _refuse_parts_of_pictures():
-    """Undo `ImageFile.LOAD_TRUNCATED_IMAGES`, which other libraries set and which turns cut files half grey."""
+    """Undo `ImageFile.LOAD_TRUNCATED_IMAGES`, which other libraries set and which turns cut files half gray."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:

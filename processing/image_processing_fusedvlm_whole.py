@@ -1,6 +1,6 @@
 """Is a picture's file whole? For the two formats that Pillow decodes without a word when the pixels end early.
 
-A JPEG whose data stop early but which has an end marker is filled up with grey (or stays blurred, when progressive); a
+A JPEG whose data stop early but which has an end marker is filled up with gray (or stays blurred, when progressive); a
 PNG whose compressed stream ends properly after too few rows is filled up with black. Neither is an error for Pillow.
 """
 
@@ -21,7 +21,7 @@ SCAN, END = 0xDA, 0xD9
 ZEROS_AT_END = 64  # a file that was allocated but not filled
 # What a decoder that runs out of data would read next; a whole picture never reads it.
 FILLER = bytes(np.random.default_rng(0).integers(1, 255, 512, dtype=np.uint8))
-# Sequential pictures above this are decoded a second time only when their last pixel is the grey of missing data.
+# Sequential pictures above this are decoded a second time only when their last pixel is the gray of missing data.
 SMALL = 2**17  # pixels
 
 
@@ -97,7 +97,7 @@ def _missing_of_jpeg(data: bytes, picture: Image.Image) -> str | None:
     if not layout.has_end and data.endswith(bytes(ZEROS_AT_END)):
         return "it ends in zeros"
     is_small = picture.width * picture.height <= SMALL
-    if not layout.is_progressive and not is_small and not _ends_in_grey(picture):
+    if not layout.is_progressive and not is_small and not _ends_in_gray(picture):
         return None
     start, stop = layout.last_scan
     # At a restart, a decoder skips everything up to the marker that it expects.
@@ -113,7 +113,7 @@ def _missing_of_jpeg(data: bytes, picture: Image.Image) -> str | None:
     return None if same else "its data end early"
 
 
-def _ends_in_grey(picture: Image.Image) -> bool:
+def _ends_in_gray(picture: Image.Image) -> bool:
     last = picture.getpixel((picture.width - 1, picture.height - 1))
     return all(level in (127, 128) for level in (last if isinstance(last, tuple) else (last,)))
 

@@ -26,7 +26,7 @@ from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, repla
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
 
 QUERY_TOKENIZER_FOLDER = "query_tokenizer"
-RENDERED = "rendered_by_fusedvlm"  # our templates refuse to be rendered by anybody else, who would tokenise the markers
+RENDERED = "rendered_by_fusedvlm"  # our templates refuse to be rendered by anybody else, who would tokenize the markers
 PACKED_NAMES = [
     "image_num_views",
     "question_input_ids",
@@ -387,14 +387,14 @@ class FusedVLMProcessor(ProcessorMixin):
                 packed["num_visual_tokens"].append(size)
                 asked_questions.append(question)
         if self.counts.reads_question:
-            rows = self._tokenise_questions(asked_questions)
+            rows = self._tokenize_questions(asked_questions)
             packed["question_lengths"] = [len(ids) for ids in rows]
             packed["question_input_ids"] = [token_id for ids in rows for token_id in ids]
         else:
             del packed["question_lengths"], packed["question_input_ids"]
         return packed
 
-    def _tokenise_questions(self, questions: list[str]) -> list[list[int]]:
+    def _tokenize_questions(self, questions: list[str]) -> list[list[int]]:
         """Ids of each question; where the LLM reads it, with the special tokens the LLM is used to."""
         from_llm = self.counts.connector["question_tokens"] == "llm"
         texts = [question.strip() for question in questions] if from_llm else questions

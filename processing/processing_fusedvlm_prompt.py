@@ -11,7 +11,7 @@ Marked text is what the chat template renders:
     <|answer|>          assistant text: literal too; with the end-of-turn token behind it, what training learns
     <|turn_end|>        special tokens that training learns too, as in <|turn_end|><|end|>\n<|/turn_end|>
     <|literal|>         text of the system or of a tool: part of the text around it, but its special tokens are text
-    <|piece|>           a boundary for tokenisation, nothing else
+    <|piece|>           a boundary for tokenization, nothing else
     <|asked|>           inside a question: what stands before it is for the LLM only
 
 Nothing inside a question or an answer is read as a marker, except its closing one, which the template escapes with a
@@ -196,7 +196,7 @@ def _parse_unmarked(text: str, sample: int) -> Prompt:
 def _add_text(
     prompt: Prompt, text: str, start: int, stop: int, place: int | None = None, is_literal: bool = False
 ) -> None:
-    """Append `text[start:stop]`; literal text joins the text around it, and is tokenised with it."""
+    """Append `text[start:stop]`; literal text joins the text around it, and is tokenized with it."""
     if start >= stop:
         return
     content, place = unescape(text[start:stop]), start if place is None else place

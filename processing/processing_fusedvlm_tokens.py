@@ -63,14 +63,14 @@ def find_controls(tokenizer: PreTrainedTokenizerBase) -> Controls:
 
 
 class TokenPieces:
-    """Tokenise pieces one by one, as the published model does, a whole batch at a time.
+    """Tokenize pieces one by one, as the published model does, a whole batch at a time.
 
     As in fusedvlm's docs/reference.md, "Prompts".
 
     Args:
         tokenizer: the LLM's.
         image_token_id: placeholder of one visual token.
-        prompts: pieces of every prompt of the batch; each distinct text is tokenised once.
+        prompts: pieces of every prompt of the batch; each distinct text is tokenized once.
         with_offsets: also keep the place of every token of plain text.
     """
 
@@ -89,9 +89,9 @@ class TokenPieces:
         self.special_ids = self.controls.ids - {image_token_id}
         pieces = [piece for prompt in prompts for piece in prompt]
         plain = {part for p in pieces if p.kind in ("text", "end") for part in self._parts(p)}
-        self.plain = self._tokenise(plain, literal=False)
+        self.plain = self._tokenize(plain, literal=False)
         literal = {part for p in pieces if p.kind in ("question", "answer") for part in self._parts(p)}
-        self.literal = self._tokenise(literal, literal=True)
+        self.literal = self._tokenize(literal, literal=True)
 
     def _parts(self, piece: Piece) -> list[str]:
         """A piece, cut through every control token that stands in literal text, so that no tokenizer can read it.
@@ -127,7 +127,7 @@ class TokenPieces:
         is_eos = ids[first] == self.tokenizer.eos_token_id
         return first + 1 if is_eos and not self.tokenizer.decode(ids[:first]).strip() else 0
 
-    def _tokenise(self, texts: set[str], literal: bool) -> dict[str, list[int]]:
+    def _tokenize(self, texts: set[str], literal: bool) -> dict[str, list[int]]:
         ordered = sorted(texts)
         if not ordered:
             return {}

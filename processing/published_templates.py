@@ -1,6 +1,6 @@
 """Chat templates of the published model (docs/reference.md, "Prompts"), one Jinja body with the words of each family.
 
-The published code tokenises a conversation piece by piece and decides piece by piece what is learned. The templates
+The published code tokenizes a conversation piece by piece and decides piece by piece what is learned. The templates
 render those pieces with the processor's markers; tests compare every token and every label with the published parser.
 """
 

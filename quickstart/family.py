@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.console import progress
-from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarise
+from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarize
 from fusedvlm.files import write_json
 from fusedvlm.scaling import PowerLawFit
 
@@ -83,7 +83,7 @@ def evaluate(model, processor, settings: Settings, questions, features, command:
                     on_batch=bar.update,
                 )
                 scores = [world.score(task, a, q.answer) for a, (_, q) in zip(answers, asked, strict=True)]
-                results.scores.append(summarise(task, m, scores))
+                results.scores.append(summarize(task, m, scores))
     return results
 
 

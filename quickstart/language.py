@@ -140,7 +140,7 @@ def pretrain(
 
     Args:
         folder: where to save.
-        steps: optimiser steps; 700 make it answer from documents reliably.
+        steps: optimizer steps; 700 make it answer from documents reliably.
         seed: of weights and documents.
         on_step: called with the step and its loss.
 

@@ -75,7 +75,7 @@ def build_variant(settings: Settings, llm_folder: str):
             "num_hidden_layers": settings.fuser_layers,
             "num_attention_heads": 4,
             "initializer_range": 0.08,
-            # Rows are short here: a small base tells neighbouring places apart more sharply than Llama's 10,000.
+            # Rows are short here: a small base tells neighboring places apart more sharply than Llama's 10,000.
             "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
         },
     )

@@ -82,12 +82,12 @@ def make_sample(seed: int, index: int) -> Sample:
     generator = np.random.default_rng([seed, index])
     is_scene = generator.random() < SCENE_SHARE
     content = _draw_scene(generator) if is_scene else _draw_panel(generator)
-    grey = int(generator.integers(190, 256))
-    image = Image.new("RGB", (SIZE * OVERSAMPLE, SIZE * OVERSAMPLE), (grey, grey, grey))
+    gray = int(generator.integers(190, 256))
+    image = Image.new("RGB", (SIZE * OVERSAMPLE, SIZE * OVERSAMPLE), (gray, gray, gray))
     draw = ImageDraw.Draw(image)
     font_size = float(generator.choice([11.0, 12.5, 14.0]))
     for cell, what in content.items():
-        x, y = _centre(cell, generator)
+        x, y = _center(cell, generator)
         if is_scene:
             _paint_shape(draw, x, y, what[1], _tint(what[0], generator), float(generator.uniform(5.0, 6.6)))
         else:
@@ -106,7 +106,7 @@ def _draw_panel(generator: np.random.Generator) -> dict[str, str]:
     return {cell: LETTERS[generator.integers(26)] for cell in CELLS}
 
 
-def _centre(cell: str, generator: np.random.Generator) -> tuple[float, float]:
+def _center(cell: str, generator: np.random.Generator) -> tuple[float, float]:
     jitter = generator.uniform(-1.2, 1.2, 2)
     column, row = int(cell[1]) - 1, "abcd".index(cell[0])
     return (column + 0.5) * CELL + jitter[0], (row + 0.5) * CELL + jitter[1]

@@ -70,7 +70,7 @@ def read_tower(tower, pixel_values: torch.Tensor, layer: int = -2) -> TowerFeatu
 
     Args:
         tower: `CLIPVisionModel` of transformers, with any attention implementation.
-        pixel_values: (V, 3, S, S), normalised.
+        pixel_values: (V, 3, S, S), normalized.
         layer: index into `hidden_states` (0 embeddings, -1 last layer); LLaVA reads -2. Class attention and keys are
             those of the encoder layer that made these states.
 

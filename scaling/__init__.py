@@ -28,7 +28,7 @@ _PUBLIC = {
     "DivergenceResult": ".divergence.estimators",
     "DivergenceStatistics": ".divergence.estimators",
     "pair_curves": ".divergence.estimators",
-    "summarise": ".divergence.estimators",
+    "summarize": ".divergence.estimators",
     "ImageBranches": ".divergence.branches",
     "TextBranches": ".divergence.branches",
     "GridCell": ".tradeoff.fit_tradeoff",
@@ -76,7 +76,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         DivergenceResult as DivergenceResult,
         DivergenceStatistics as DivergenceStatistics,
         pair_curves as pair_curves,
-        summarise as summarise,
+        summarize as summarize,
     )
     from .divergence.theory import (
         Dependency as Dependency,

@@ -177,7 +177,7 @@ def report(
     """Make one self-contained HTML page of everything in a folder.
 
     It reads score tables (CSV or JSON as for `fit`), results.json of evaluations, divergence documents, trade-off grids
-    and tables of other models (columns model, benchmark, score), each recognised by its columns, and says what it
+    and tables of other models (columns model, benchmark, score), each recognized by its columns, and says what it
     left out.
 
     \b

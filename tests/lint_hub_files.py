@@ -12,7 +12,7 @@ from pathlib import Path
 import mlinter
 
 NOT_FOR_US = {
-    "TRF028": "asks for the licence header of transformers' repository",
+    "TRF028": "asks for the license header of transformers' repository",
     "TRF057": "asks for the decorator that generates transformers' documentation pages",
 }
 

@@ -1,4 +1,4 @@
-"""The command line, run as a person runs it: exit codes, JSON, one clear line for bad input."""
+"""The command line, run as a user runs it: exit codes, JSON, one clear line for bad input."""
 
 import json
 import os

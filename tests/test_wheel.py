@@ -1,4 +1,4 @@
-"""What `pip install` puts on somebody's machine: the library and its data files, no tests, no warnings, and it works."""
+"""What `pip install` puts on a user's machine: the library and its data files, no tests, no warnings, and it works."""
 
 import os
 import shutil

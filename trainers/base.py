@@ -18,7 +18,7 @@ from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
 from fusedvlm.trainers.callbacks.throughput import Throughput
 
 from .arguments import FusedVLMArguments
-from .checkpoints import WholeCheckpoints
+from .checkpoints import AtomicCheckpoints
 from .collators import IGNORED, ConversationCollator, decode_ids
 from .lora import add_lora
 from .parameter_groups import describe_groups, group_parameters, select_trainable
@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 write_trainer_card = late_function("fusedvlm.hub_cards.push_to_hub", "write_trainer_card")
 
 
-class FusedVLMTrainer(WholeCheckpoints, Trainer):
+class FusedVLMTrainer(AtomicCheckpoints, Trainer):
     """`transformers.Trainer` over conversations. Subclasses name their stage.
 
     Logged beside the loss: tokens, images and model FLOPs per second over all ranks, and MFU where the device's peak is

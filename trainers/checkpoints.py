@@ -100,7 +100,7 @@ def find_last_checkpoint(output_dir: str | Path, report: Callable[[str], None] =
     return None
 
 
-def require_whole(folder: str | Path) -> Path:
+def require_complete(folder: str | Path) -> Path:
     """The folder, or a `ValueError` that says what is wrong with it as a checkpoint."""
     folder = Path(folder)
     wrong = problems(folder) if folder.is_dir() else ["there is no such folder"]
@@ -110,7 +110,7 @@ def require_whole(folder: str | Path) -> Path:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def complete_folder(target: Path) -> Iterator[Path]:
     """A folder to fill; it becomes `target`, with a marker, only when the block ends well."""
     staging = target.parent / STAGING / target.name
     shutil.rmtree(staging, ignore_errors=True)
@@ -133,7 +133,7 @@ def publish(staging: Path, target: Path) -> None:
         staging.parent.rmdir()
 
 
-class WholeCheckpoints:
+class AtomicCheckpoints:
     """Mixin in front of `transformers.Trainer`: its checkpoints appear under their name when they are whole.
 
     What was summed up for the next log line is saved too, so that a resumed run logs the same means. SIGTERM and SIGINT
@@ -160,7 +160,7 @@ class WholeCheckpoints:
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
         elif resume_from_checkpoint:
-            require_whole(resume_from_checkpoint)
+            require_complete(resume_from_checkpoint)
         self._is_resuming_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self.stopped_by, self._saved_step, self._is_within_step, self._boundary = 0, None, False, None
         path = str(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -345,7 +345,7 @@ class WholeCheckpoints:
 class _RestoreLogging(TrainerCallback):
     """Trainer resets its sums when training begins; this is the first moment after that."""
 
-    def __init__(self, trainer: WholeCheckpoints):
+    def __init__(self, trainer: AtomicCheckpoints):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):

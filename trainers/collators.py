@@ -1,4 +1,4 @@
-"""Conversations to training batches: right-padded, answers labelled, answers tokenised for stage 1."""
+"""Conversations to training batches: right-padded, answers labeled, answers tokenized for stage 1."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from fusedvlm.data.prepare.row_check import Overlong, RowChecker, RowLimits, UntrainableRow, refuse_untaught, unlimited
-from fusedvlm.data.records import answers_per_segment, normalise_sample
+from fusedvlm.data.records import answers_per_segment, normalize_sample
 
 IGNORED = -100
 # Stands in for a batch of which no row can be trained on; nothing of it is learned.
@@ -21,7 +21,7 @@ class ConversationCollator:
     Args:
         processor: `FusedVLMProcessor`.
         num_visual_tokens, num_followup_visual_tokens: m and m'; by default the processor's.
-        with_answers: also tokenise each question's answer for the answer tower of stage 1.
+        with_answers: also tokenize each question's answer for the answer tower of stage 1.
         max_answer_length: tokens of an answer, eos included; longer ones are cut in front of the eos.
         with_ids: also return `sample_ids` (B, bytes), the samples' "id" entries; our trainers name them when a loss is
             not finite, other trainers would hand them to the model.
@@ -63,7 +63,7 @@ class ConversationCollator:
         samples = [with_views(sample) for sample in samples]
         limit = self.checker.limits.tokens(self.processor)
         try:
-            checked = [normalise_sample(sample, index) for index, sample in enumerate(samples)]
+            checked = [normalize_sample(sample, index) for index, sample in enumerate(samples)]
             for sample, row in zip(samples, checked, strict=True):
                 if "problem" in sample:
                     raise ValueError(sample["problem"])
@@ -81,7 +81,7 @@ class ConversationCollator:
             raise problem or error from None
 
     def _sort_out(self, samples: list[dict]) -> tuple[list[dict], list[dict], list[dict]]:
-        """Rows one by one: samples that can be trained on, the same normalised and cut, and why others cannot.
+        """Rows one by one: samples that can be trained on, the same normalized and cut, and why others cannot.
 
         Raises:
             ValueError: naming the first of the others, when they are not skipped.
@@ -115,7 +115,7 @@ class ConversationCollator:
         is_empty = not checked
         with unlimited(self.processor.tokenizer):
             batch = self._encode(
-                checked or [normalise_sample(PLACEHOLDER)], any("view_features" in sample for sample in samples)
+                checked or [normalize_sample(PLACEHOLDER)], any("view_features" in sample for sample in samples)
             )
         for name in ("input_ids", "attention_mask", "labels"):
             batch[name] = batch[name][:, :limit]
@@ -154,10 +154,10 @@ class ConversationCollator:
         is_answer = batch.pop("assistant_masks").bool()
         batch["labels"] = torch.where(is_answer, batch["input_ids"], IGNORED)
         if self.with_answers:
-            batch.update(self._tokenise_answers(checked))
+            batch.update(self._tokenize_answers(checked))
         return batch
 
-    def _tokenise_answers(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+    def _tokenize_answers(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         """Answers in segment order, each ended by an eos, right-padded (docs/reference.md, "Stage 1")."""
         tokenizer = self.processor.query_tokenizer
         answers = [answer for sample in samples for answer in answers_per_segment(sample["messages"])]

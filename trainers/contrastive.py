@@ -31,7 +31,7 @@ class ContrastiveTrainer(FusedVLMTrainer):
         self.model_accepts_loss_kwargs = False
 
     def default_collator(self, processor, args, model) -> ConversationCollator:
-        """Collator that also tokenises the answers."""
+        """Collator that also tokenizes the answers."""
         length = model.config.answer_config.max_position_embeddings
         return super().default_collator(processor, args, model, with_answers=True, max_answer_length=length)
 

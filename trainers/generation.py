@@ -11,7 +11,7 @@ from .elastic import draw_num_visual_tokens, draw_per_sample, shrink_visual_toke
 class GenerationTrainer(FusedVLMTrainer):
     """Train `FusedVLMForConditionalGeneration` on answer and eos tokens; vision, fusion and projection learn.
 
-    The loss is summed over the labelled tokens of the global batch, whatever the split into ranks and micro-batches.
+    The loss is summed over the labeled tokens of the global batch, whatever the split into ranks and micro-batches.
     With `elastic_num_visual_tokens` each step, or each sample, draws its m; logged beside the loss is `loss_m_<m>`, the
     mean per token at each m drawn since the last log, and evaluation goes through every m.
     """
@@ -50,13 +50,13 @@ class GenerationTrainer(FusedVLMTrainer):
         return draw_per_sample(choices, num_samples, step, seed, rank, micro_batch, probabilities)
 
     def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
-        """Cross-entropy on labelled tokens, averaged over the labelled tokens of the global batch."""
+        """Cross-entropy on labeled tokens, averaged over the labeled tokens of the global batch."""
         # No key-value cache while training; in the call, so that the saved config keeps it for generation.
         inputs["use_cache"] = False
         if not self.model.training:
             return self._evaluation_loss(model, inputs, return_outputs)
         if num_items_in_batch is not None:
-            num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step may have no labelled token at all
+            num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step may have no labeled token at all
         inputs["answer_logits_only"] = self.label_smoother is None
         drawn = self.draw(len(inputs["input_ids"]))
         shrunk = self._shrink(inputs, drawn)
@@ -80,7 +80,7 @@ class GenerationTrainer(FusedVLMTrainer):
         return shrink_visual_tokens(inputs, drawn, processor.image_token_id, pad_token_id, processor.counts.per_view)
 
     def _evaluation_loss(self, model, inputs: dict, return_outputs: bool):
-        """Mean per labelled token of this batch at the collator's m; at every elastic m for the metrics."""
+        """Mean per labeled token of this batch at the collator's m; at every elastic m for the metrics."""
         tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
         for m in self.args.elastic_num_visual_tokens or ():
             shrunk = self._shrink(inputs, m)
@@ -89,11 +89,11 @@ class GenerationTrainer(FusedVLMTrainer):
 
     @torch.no_grad()
     def _record_per_m(self, logits: torch.Tensor, labels: torch.Tensor, drawn: int | torch.Tensor) -> None:
-        """Mean loss per labelled token at each m; logits (labelled tokens, vocabulary)."""
-        is_labelled = labels[:, 1:] != IGNORED
-        losses = F.cross_entropy(logits.float(), labels[:, 1:][is_labelled], reduction="none")
+        """Mean loss per labeled token at each m; logits (labeled tokens, vocabulary)."""
+        is_labeled = labels[:, 1:] != IGNORED
+        losses = F.cross_entropy(logits.float(), labels[:, 1:][is_labeled], reduction="none")
         per_sample = drawn if isinstance(drawn, torch.Tensor) else torch.tensor([drawn]).expand(len(labels))
-        m_of_token = per_sample.to(labels.device)[:, None].expand_as(is_labelled)[is_labelled]
+        m_of_token = per_sample.to(labels.device)[:, None].expand_as(is_labeled)[is_labeled]
         for m in per_sample.unique().tolist():
             chosen = m_of_token == m
             if chosen.any():

@@ -95,7 +95,7 @@ class StopAtBoundary(TrainerCallback):
     """Ends training at the next end of a step or of a micro-batch once any rank has got a signal.
 
     Args:
-        trainer: of `WholeCheckpoints`; learns of the signal through `stopped_by`.
+        trainer: of `AtomicCheckpoints`; learns of the signal through `stopped_by`.
         stop: where signals are remembered.
     """
 

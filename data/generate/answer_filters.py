@@ -70,20 +70,20 @@ def question_problem(question: Question) -> str | None:
 def _choice_problem(question: Question) -> str | None:
     if [letter for letter, _ in question.options] != list(LETTERS):
         return "options are not A, B, C and D"
-    texts = [normalise(text) for _, text in question.options]
+    texts = [normalize(text) for _, text in question.options]
     if not all(texts) or len(set(texts)) < len(texts):
         return "options are empty or repeated"
     if question.answer not in tuple(LETTERS):
         return "answer is not one letter of A to D"
     right = texts[LETTERS.index(question.answer)]
     others = [text for text in texts if text != right]
-    asked = f" {normalise(question.text)} "
+    asked = f" {normalize(question.text)} "
     if f" {right} " in asked and not any(f" {text} " in asked for text in others):
         return "question gives the answer away"
     return None
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Words in lower case, nothing between them but one blank."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
@@ -95,12 +95,12 @@ def keep_questions(questions: Sequence[Question]) -> tuple[list[Question], Count
     seen: set[str] = set()
     for question in questions:
         problem = question_problem(question)
-        if problem is None and normalise(question.text) in seen:
+        if problem is None and normalize(question.text) in seen:
             problem = "asked twice"
         if problem is not None:
             dropped[problem] += 1
             continue
-        seen.add(normalise(question.text))
+        seen.add(normalize(question.text))
         kept.append(question)
     return kept, dropped
 

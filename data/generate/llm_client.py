@@ -61,8 +61,8 @@ class RateLimit:
         self.seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
         self.seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
         self.clock = clock
-        self._cancelled = threading.Event()
-        self.sleep = sleep or self._cancelled.wait
+        self._canceled = threading.Event()
+        self.sleep = sleep or self._canceled.wait
         self._lock = threading.Lock()
         self._next = self._tokens = self._paused = float("-inf")
 
@@ -80,7 +80,7 @@ class RateLimit:
                     self._next = now + self.seconds_per_request
                     return
             self.sleep(start - now)
-            if self._cancelled.is_set():
+            if self._canceled.is_set():
                 raise Unanswered("the run is being stopped")
 
     def spend(self, tokens: int) -> None:
@@ -96,7 +96,7 @@ class RateLimit:
 
     def cancel(self) -> None:
         """Wake what waits, so that a stopped run ends at once."""
-        self._cancelled.set()
+        self._canceled.set()
 
 
 @dataclass

@@ -54,7 +54,7 @@ class Mixture(Dataset):
             raise ValueError(f"No rows in {', '.join(empty)}: check its path and fraction, or leave it out.")
         self.seed = seed
         self.stop = stop
-        self.shares = normalised_weights(self.sizes if weights is None else weights, self.names, temperature)
+        self.shares = normalized_weights(self.sizes if weights is None else weights, self.names, temperature)
         self.quotas = epoch_quotas(self.sizes, self.shares, stop)
         # In shared memory: worker processes that outlive an epoch must learn of the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -135,7 +135,7 @@ def endless_rows(size: int, start: int, count: int, seed: int, source: int) -> n
     return np.concatenate(rows)[offset : offset + count]
 
 
-def normalised_weights(weights: Sequence[float], names: Sequence[str], temperature: float = 1.0) -> np.ndarray:
+def normalized_weights(weights: Sequence[float], names: Sequence[str], temperature: float = 1.0) -> np.ndarray:
     """Shares that add up to one.
 
     Raises:

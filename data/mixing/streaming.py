@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .mixture import generator, normalised_weights
+from .mixture import generator, normalized_weights
 
 SHUFFLE_BLOCK = 1000
 STOPS = ("all_exhausted", "first_exhausted", "never")
@@ -55,7 +55,7 @@ class StreamingMixture(IterableDataset):
         super().__init__()
         self.sources = list(sources)
         self.names = list(names) if names is not None else [f"source {number}" for number in range(len(self.sources))]
-        self.shares = normalised_weights(
+        self.shares = normalized_weights(
             [1.0] * len(self.sources) if weights is None else weights, self.names, temperature
         )
         if stop not in STOPS:

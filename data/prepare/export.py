@@ -260,30 +260,30 @@ def image_ending(content: bytes, sample: Sample) -> str:
         ) from None
 
 
-def make_manifest(spec: Any, licences: dict[str, str] | None = None) -> dict[str, Any]:
+def make_manifest(spec: Any, licenses: dict[str, str] | None = None) -> dict[str, Any]:
     """What a training set is made of, for a model card.
 
     Args:
         spec: see `parse_data_spec`.
-        licences: source name to licence text; the source's own `licence:` counts where this has none.
+        licenses: source name to license text; the source's own `license:` counts where this has none.
 
     Returns:
-        Per source its files with size and SHA-256, samples, images, answers, options and licence, and their sums.
+        Per source its files with size and SHA-256, samples, images, answers, options and license, and their sums.
 
     Raises:
-        ValueError: for licences of sources that do not exist.
+        ValueError: for licenses of sources that do not exist.
     """
     specs, options = parse_data_spec(spec)
-    licences = dict(licences or {})
-    unknown = sorted(set(licences) - {source.label for source in specs})
+    licenses = dict(licenses or {})
+    unknown = sorted(set(licenses) - {source.label for source in specs})
     if unknown:
         raise ValueError(f"No source {', '.join(unknown)}; there are {', '.join(source.label for source in specs)}.")
-    entries = [describe_source(source, licences.get(source.label)) for source in specs]
+    entries = [describe_source(source, licenses.get(source.label)) for source in specs]
     totals = {key: sum(entry[key] for entry in entries) for key in ("samples", "images", "answers")}
     return {"format": 1, "sources": entries, "mixture": options, **totals}
 
 
-def describe_source(spec: SourceSpec, licence: str | None) -> dict[str, Any]:
+def describe_source(spec: SourceSpec, license: str | None) -> dict[str, Any]:
     """Manifest entry of one source."""
     source = load_source(spec)
     counts = {"samples": 0, "images": 0, "answers": 0}
@@ -302,7 +302,7 @@ def describe_source(spec: SourceSpec, licence: str | None) -> dict[str, Any]:
         **files,
         **counts,
         "dropped_rows": source.dropped,
-        "licence": licence or spec.license or "not stated; check it",
+        "license": license or spec.license or "not stated; check it",
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from fusedvlm.data.records import as_parts, normalise_sample, text_of
+from fusedvlm.data.records import as_parts, normalize_sample, text_of
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
 Overlong = Literal["drop", "truncate"]
@@ -101,7 +101,7 @@ class RowChecker:
             UntrainableRow: with the reason.
         """
         try:
-            row = normalise_sample(sample)
+            row = normalize_sample(sample)
         except ValueError as error:
             raise UntrainableRow(MALFORMED, str(error).removeprefix("Sample 0: ")) from None
         refuse_untaught(row["messages"])

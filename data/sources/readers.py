@@ -105,7 +105,7 @@ def convert_row(row: Any, kind: str, options: dict[str, Any], where: str) -> lis
 
 
 def store_sample(sample: Sample, options: dict[str, Any], where: str) -> dict[str, Any]:
-    """Row of `FEATURES` of a sample; one with a wrong box is a problem of its own, not of its neighbours."""
+    """Row of `FEATURES` of a sample; one with a wrong box is a problem of its own, not of its neighbors."""
     try:
         if options.get("check_boxes"):
             find_boxes("\n".join(texts_of(sample)))

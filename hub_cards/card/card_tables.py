@@ -38,7 +38,7 @@ def glance(facts: CardFacts) -> dict[str, str]:
         "Weights in this repository": f"{counted.weight_bytes:,} bytes, {inside}",
         "Language model": _backbone(counted.language_model),
         "Vision tower": _backbone(counted.vision),
-        "Licence": facts.stated.license_name or facts.stated.license or f"{MISSING} (nobody stated one)",
+        "License": facts.stated.license_name or facts.stated.license or f"{MISSING} (nobody stated one)",
         "Mean score": MISSING if mean is None else f"{mean:.3f}",
         "Time to first token": MISSING if latency is None else f"{_milliseconds(latency.time_to_first_token)} ms",
         "Time to a whole answer": MISSING if latency is None else f"{_milliseconds(latency.seconds_per_answer)} ms",
@@ -54,7 +54,7 @@ def _reads(counted: CountedFacts) -> dict[str, str]:
 def _backbone(backbone: Backbone) -> str:
     source = f" from {backbone.repo}" if backbone.repo else ", published nowhere else"
     at = f" at {backbone.revision}" if backbone.revision else ""
-    return f"{backbone.type}{source}{at}, licence: {backbone.license or MISSING}"
+    return f"{backbone.type}{source}{at}, license: {backbone.license or MISSING}"
 
 
 def _latency(facts: CardFacts, m: int):
@@ -80,7 +80,7 @@ def family_table(facts: CardFacts) -> FamilyTable:
     scores = {(row.task, row.num_visual_tokens): row for row in facts.measured.scores} if facts.measured else {}
     tasks = sorted({task for task, _ in scores})
     means, control = mean_scores(facts.measured), mean_scores(facts.control)
-    repos = {neighbour.num_visual_tokens: neighbour.repo_id for neighbour in facts.family}
+    repos = {neighbor.num_visual_tokens: neighbor.repo_id for neighbor in facts.family}
     counts = sorted({*repos, *(m for _, m in scores), *(row.num_visual_tokens for row in _latencies(facts))})
     rows = []
     for m in counts:

@@ -48,7 +48,7 @@ def lint_card(text: str, sizes: Mapping[str, int], repo_id: str | None) -> list[
         *([] if str(card) == text else ["the metadata block changes when it is read and written again"]),
         *_metadata(metadata),
         *_model_index(metadata.get("model-index")),
-        *_licence_files(metadata, sizes),
+        *_license_files(metadata, sizes),
         *link_problems(body, sizes),
         *_tables(bare),
         *(f"left over: {match.group()!r}" for match in LEFT_OVER.finditer(bare)),
@@ -98,7 +98,7 @@ def _model_index(index: Any) -> Iterator[str]:
         yield f"metadata: model-index is malformed ({error!r})"
 
 
-def _licence_files(data: dict[str, Any], sizes: Mapping[str, int]) -> Iterator[str]:
+def _license_files(data: dict[str, Any], sizes: Mapping[str, int]) -> Iterator[str]:
     terms = TERMS.get(data.get("license"))
     for name in ("LICENSE", "NOTICE") if terms else ():
         if name not in sizes:

@@ -144,7 +144,7 @@ def _family_facts(facts: CardFacts) -> dict[int, dict[str, Any]]:
     scores = facts.measured.scores if facts.measured else []
     latencies = {row.num_visual_tokens: row for row in facts.measured.latencies} if facts.measured else {}
     means, control = mean_scores(facts.measured), mean_scores(facts.control)
-    repos = {neighbour.num_visual_tokens: neighbour.repo_id for neighbour in facts.family}
+    repos = {neighbor.num_visual_tokens: neighbor.repo_id for neighbor in facts.family}
     table: dict[int, dict[str, Any]] = {}
     for m in {*repos, *latencies, *(row.num_visual_tokens for row in scores)}:
         timing = latencies.get(m)

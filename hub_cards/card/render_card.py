@@ -33,7 +33,7 @@ def cell(value: Any) -> str:
 
 
 def prose(text: str) -> str:
-    """Paragraphs of a person's own text: emphasis, links and lists stay; HTML, images, headings, rules and tables do
+    """Paragraphs of a user's own text: emphasis, links and lists stay; HTML, images, headings, rules and tables do
     not."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("{", "&#123;").replace("}", "&#125;")
     text = text.replace("![", "!\\[")

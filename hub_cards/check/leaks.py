@@ -1,4 +1,4 @@
-"""What must not be in a public repository: pickles, secrets, folders of somebody's machine."""
+"""What must not be in a public repository: pickles, secrets, folders of a user's machine."""
 
 import contextlib
 import json

@@ -15,7 +15,7 @@ import fusedvlm
 from fusedvlm.hub_cards.card.lint_card import lint_card
 from fusedvlm.hub_cards.card.readback import differences
 from fusedvlm.hub_cards.card.render_card import render_card
-from fusedvlm.hub_cards.facts import COMMIT, HUB_ID, CardFacts, Neighbour
+from fusedvlm.hub_cards.facts import COMMIT, HUB_ID, CardFacts, Neighbor
 from fusedvlm.hub_cards.licenses import check_stated
 from fusedvlm.hub_cards.release.adapter_release import AUTO_MAPPING
 from fusedvlm.hub_cards.release.bundle import Files, check_code, is_local, weight_headers
@@ -173,7 +173,7 @@ def check_contents(folder: Path, repo_id: str | None = None) -> list[Problem]:
 
 
 def _unsafe(files: Mapping[str, Path]) -> Iterator[Problem]:
-    """Pickles under any name, strange files, secrets, folders of somebody's machine."""
+    """Pickles under any name, strange files, secrets, folders of a user's machine."""
     for name, path in files.items():
         if what := looks_like_pickle(path):
             yield Problem(name, f"{what}; such a file can run code when it is loaded")
@@ -183,7 +183,7 @@ def _unsafe(files: Mapping[str, Path]) -> Iterator[Problem]:
             yield Problem(name, f"holds {what}")
         if path.suffix != ".png" and path.name not in VOCABULARIES:
             for what in paths_in(path):
-                yield Problem(name, f"names a folder of somebody's machine, {what}")
+                yield Problem(name, f"names a folder of a user's machine, {what}")
 
 
 def _is_expected(name: str) -> bool:
@@ -232,7 +232,7 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
     for role in ("text", "vision"):
         name, revision = (config.get(f"{role}_model_{key}") for key in ("name_or_path", "revision"))
         if name and is_local(name):
-            yield Problem("config.json", f"refers to {name}, a folder of somebody's machine")
+            yield Problem("config.json", f"refers to {name}, a folder of a user's machine")
         elif name and role == "text" and not COMMIT.fullmatch(revision or ""):
             yield Problem("config.json", f"refers to {name} at {revision!r} instead of a 40-digit commit")
     for name, wanted in AUTO_CLASSES.items():
@@ -334,7 +334,7 @@ def _claims(facts: CardFacts, repo_id: str | None) -> Iterator[Problem]:
     if facts.package_version not in known_code():
         yield Problem(FACTS, f"was written by fusedvlm {facts.package_version}, which is no released version")
     owner = facts.repo_id.partition("/")[0]
-    dial = [Neighbour(0, facts.common.dial)] if facts.common.dial else []
+    dial = [Neighbor(0, facts.common.dial)] if facts.common.dial else []
     for other in (*facts.family, *dial):
         if other.repo_id.partition("/")[0] != owner:
             yield Problem(FACTS, f"counts {other.repo_id} among the family, which is not {owner}'s")

@@ -20,7 +20,7 @@ from .push_repository import Pushed, plan, push
 
 
 @dataclass(frozen=True)
-class Offer:
+class PushPlan:
     """Something to push, complete and checked.
 
     Args:
@@ -37,7 +37,7 @@ class Offer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PushRequest:
     """What a command line asks for; see `fusedvlm push --help`. `stated` overrides the facts file."""
 
     folder: Path
@@ -57,53 +57,53 @@ class Wanted:
         return {"name": self.name, "tag": self.tag, "stated": self.facts, **self.stated}
 
 
-def offer_variants(wanted: Wanted) -> Offer:
+def plan_variants_push(request: PushRequest) -> PushPlan:
     """The variants that were asked for.
 
     Raises:
         ValueError: for options that contradict each other or the folder, and as `build_family`.
     """
-    if (wanted.namespace is None) == (wanted.repo is None):
+    if (request.namespace is None) == (request.repo is None):
         raise ValueError("Give exactly one of --namespace USER and --repo USER/NAME.")
-    variants = find_variants(wanted.folder)
-    if len(variants) > 1 and not wanted.all_variants:
+    variants = find_variants(request.folder)
+    if len(variants) > 1 and not request.all_variants:
         raise ValueError(
-            f"{wanted.folder} holds {len(variants)} variants; give --all, or one of them like {variants[0]}."
+            f"{request.folder} holds {len(variants)} variants; give --all, or one of them like {variants[0]}."
         )
-    if wanted.repo is None:
-        ids = [repo_id for _, repo_id, _ in name_family(wanted.folder, wanted.namespace, wanted.name)]
-        title = None if wanted.no_collection else wanted.collection or title_of(ids)
-        options = {**wanted.options(), "dial": wanted.dial}
-        releases = build_family(wanted.folder, wanted.namespace, **options)
-    elif len(variants) > 1 or wanted.name is not None or wanted.dial:
+    if request.repo is None:
+        ids = [repo_id for _, repo_id, _ in name_family(request.folder, request.namespace, request.name)]
+        title = None if request.no_collection else request.collection or title_of(ids)
+        options = {**request.options(), "dial": request.dial}
+        releases = build_family(request.folder, request.namespace, **options)
+    elif len(variants) > 1 or request.name is not None or request.dial:
         raise ValueError("--repo names one repository; use --namespace (and --name, --dial) for several.")
     else:
-        own = find_stated(variants[0], wanted.facts, **wanted.stated)
-        releases = [build_release(variants[0], wanted.repo, tag=wanted.tag, stated=own)]
-        title = wanted.collection
+        own = find_stated(variants[0], request.facts, **request.stated)
+        releases = [build_release(variants[0], request.repo, tag=request.tag, stated=own)]
+        title = request.collection
     lint(releases)
     notes = {release.repo_id: note(release) for release in releases}
-    return Offer(partial(plan, releases), partial(push, releases), notes, title)
+    return PushPlan(partial(plan, releases), partial(push, releases), notes, title)
 
 
-def offer_adapters(wanted: Wanted) -> Offer:
+def plan_adapters_push(request: PushRequest) -> PushPlan:
     """Adapters and the base they share.
 
     Raises:
         ValueError: for options that make no sense for adapters, and as `build_adapters`.
     """
-    if wanted.namespace is None or wanted.repo is not None:
+    if request.namespace is None or request.repo is not None:
         raise ValueError("Adapters and their base are several repositories: give --namespace (and --name), not --repo.")
-    family = build_adapters(wanted.folder, wanted.namespace, **wanted.options())
-    if len(family.folders) > 1 and not wanted.all_variants:
-        raise ValueError(f"{wanted.folder} holds {len(family.folders)} adapters; give --all, or one of their folders.")
+    family = build_adapters(request.folder, request.namespace, **request.options())
+    if len(family.folders) > 1 and not request.all_variants:
+        raise ValueError(f"{request.folder} holds {len(family.folders)} adapters; give --all, or one of their folders.")
     lint([family.base])
     notes = {family.base.repo_id: "The base of the adapters"}
     for m, repo_id in family.names.items():
         mean = f", mean score {family.scores[m]:.3g}" if m in family.scores else ""
         notes[repo_id] = f"m = {m}: LoRA adapter{mean}"
-    title = None if wanted.no_collection else wanted.collection or title_of(list(family.names.values()))
-    return Offer(partial(plan_adapters, family), partial(push_adapters, family), notes, title)
+    title = None if request.no_collection else request.collection or title_of(list(family.names.values()))
+    return PushPlan(partial(plan_adapters, family), partial(push_adapters, family), notes, title)
 
 
 def lint(releases: Sequence[Release]) -> None:

@@ -15,7 +15,7 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A variant's folder, or a family's with one folder per variant.")],
     all_variants: Annotated[bool, typer.Option("--all", help="Push every variant of the family.")] = False,
     namespace: Annotated[
-        str | None, typer.Option(help="User or organisation; repositories are called NAMESPACE/NAME-mM.")
+        str | None, typer.Option(help="User or organization; repositories are called NAMESPACE/NAME-mM.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="NAME in that; what the variants' folders have in common by default.")
@@ -36,11 +36,11 @@ def push(
     ] = None,
     no_collection: Annotated[bool, typer.Option("--no-collection", help="Make no collection.")] = False,
     license: Annotated[
-        str | None, typer.Option(help="Licence of the weights, as the Hub spells it. There is no default.")
+        str | None, typer.Option(help="License of the weights, as the Hub spells it. There is no default.")
     ] = None,
-    llm_license: Annotated[str | None, typer.Option(help="Licence of the language model.")] = None,
+    llm_license: Annotated[str | None, typer.Option(help="License of the language model.")] = None,
     license_file: Annotated[
-        list[Path] | None, typer.Option(help="Licence text that must travel along; may be repeated.")
+        list[Path] | None, typer.Option(help="License text that must travel along; may be repeated.")
     ] = None,
     facts: Annotated[
         Path | None, typer.Option(help="Stated facts (YAML); facts.yaml beside the variants by default.")
@@ -68,14 +68,14 @@ def push(
       fusedvlm push runs/quickstart --all --namespace ada --license apache-2.0 --public
       fusedvlm push runs/quickstart/fusedvlm-m32 --repo ada/fusedvlm-m32 --facts facts.yaml --tag v1.1
     """
-    from .push_command import Wanted, group, offer_adapters, offer_variants, show_done, show_plan
+    from .push_command import PushRequest, group, plan_adapters_push, plan_variants_push, show_done, show_plan
 
     if create_pr and (public or collection or adapters):
         raise ValueError("--create-pr only proposes content; leave out --public, --collection and --adapters.")
     if create_pr and tag is not None:
         raise ValueError("--create-pr proposes content for the main branch, which its card pins; leave out --tag.")
     stated = {"license": license, "llm_license": llm_license, "license_files": tuple(map(str, license_file or ()))}
-    wanted = Wanted(
+    request = PushRequest(
         folder=folder,
         all_variants=all_variants,
         namespace=namespace,
@@ -88,12 +88,12 @@ def push(
         collection=collection,
         no_collection=no_collection or create_pr,
     )
-    offer = offer_adapters(wanted) if adapters else offer_variants(wanted)
-    if offer.title is not None:
-        check_title(offer.title)
+    planned = plan_adapters_push(request) if adapters else plan_variants_push(request)
+    if planned.title is not None:
+        check_title(planned.title)
     hub = Hub(retry_policy=RetryPolicy(attempts=2) if dry_run else None)
     if dry_run:
-        show_plan(*offer.plan(hub, overwrite=overwrite), offer.title, json_output)
+        show_plan(*planned.plan(hub, overwrite=overwrite), planned.title, json_output)
         return
-    rows = offer.push(hub, public=public, overwrite=overwrite, create_pr=create_pr)
-    show_done(rows, group(hub, offer.title, offer.notes, rows), json_output)
+    rows = planned.push(hub, public=public, overwrite=overwrite, create_pr=create_pr)
+    show_done(rows, group(hub, planned.title, planned.notes, rows), json_output)

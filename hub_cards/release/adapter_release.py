@@ -72,9 +72,9 @@ class AdapterFamily:
             "inference_mode": True,
             "auto_mapping": AUTO_MAPPING,
         }
-        licences = ("LICENSE", "NOTICE")
+        licenses = ("LICENSE", "NOTICE")
         files: dict[str, Content] = {
-            name: content for name, content in self.base.files.items() if name.startswith(licences)
+            name: content for name, content in self.base.files.items() if name.startswith(licenses)
         }
         files[CONFIG] = (json.dumps(published, indent=2, sort_keys=True) + "\n").encode()
         files[WEIGHTS] = folder / WEIGHTS
@@ -219,11 +219,11 @@ def build_adapters(
 
     Args:
         folder: an adapter, or a folder of adapters.
-        namespace: user or organisation.
+        namespace: user or organization.
         name: repositories are called name-base, name-m1-lora, ...; by default as the adapters' folders.
         tag: name of the release, the same for base and adapters: transformers looks for one revision in both.
         stated: YAML file of stated facts; facts.yaml beside the adapters or beside the base by default.
-        given: licences that override it.
+        given: licenses that override it.
 
     Raises:
         ValueError: for incomplete or mixed adapters, and as `build_release` for the base.

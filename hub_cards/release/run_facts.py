@@ -58,7 +58,7 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
         folder: the variant.
         files: its files as they are published. Configuration and weights are counted; of all that decides how it
             answers, and of the license texts, the hash is kept.
-        stated: licences of the backbones.
+        stated: licenses of the backbones.
 
     Raises:
         ValueError: when the configuration is not one of a FusedVLM variant.

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 import fusedvlm
-from fusedvlm.hub_cards.facts import CardFacts, Common, Neighbour, StatedFacts, find_stated
+from fusedvlm.hub_cards.facts import CardFacts, Common, Neighbor, StatedFacts, find_stated
 from fusedvlm.hub_cards.licenses import license_texts
 
 from .bundle import Content, Files, bundle
@@ -122,7 +122,7 @@ def build_release(
     repo_id: str,
     *,
     tag: str = TAG,
-    family: Sequence[Neighbour] = (),
+    family: Sequence[Neighbor] = (),
     stated: StatedFacts,
     common: Common = NOTHING_COMMON,
 ) -> Release:
@@ -133,26 +133,26 @@ def build_release(
         repo_id: user/name.
         tag: release that the card's snippets pin.
         family: all variants to be linked, this one included; only itself when empty.
-        stated: what a person says about it; the licence is a must.
+        stated: what a user says about it; the license is a must.
         common: what the family's repositories share.
 
     Raises:
-        ValueError: for an incomplete variant, a licence or its text that is missing, damaged results; with the fix.
+        ValueError: for an incomplete variant, a license or its text that is missing, damaged results; with the fix.
     """
     variant = Path(variant)
     check_names(repo_id, tag)
     files, notes = bundle(variant)
     facts = gather_facts(variant, files, repo_id, tag=tag, family=family, stated=stated, common=common)
     shown = read_example(variant)
-    licences = license_texts(stated, facts.counted)
-    hashes = {**facts.counted.sha256, **{name: content_hash(text) for name, text in licences.items()}}
+    licenses = license_texts(stated, facts.counted)
+    hashes = {**facts.counted.sha256, **{name: content_hash(text) for name, text in licenses.items()}}
     counted = replace(facts.counted, sha256=dict(sorted(hashes.items())))
-    facts = replace(facts, counted=counted, stated=replace(stated, license_files=tuple(sorted(licences))))
+    facts = replace(facts, counted=counted, stated=replace(stated, license_files=tuple(sorted(licenses))))
     evidence = evidence_files(facts)
     if shown is not None:
         facts, evidence[PICTURE] = replace(facts, example=shown[0]), shown[1]
-    facts = replace(facts, files=tuple(sorted({*licences, *evidence})))
-    files |= {**licences, **evidence, **card_files(facts)}
+    facts = replace(facts, files=tuple(sorted({*licenses, *evidence})))
+    files |= {**licenses, **evidence, **card_files(facts)}
     files[CHECKSUMS] = checksums(files)
     return Release(repo_id, tag, facts.m, dict(sorted(files.items())), facts, tuple(notes))
 
@@ -162,7 +162,7 @@ def draft(
     repo_id: str,
     *,
     tag: str = TAG,
-    family: Sequence[Neighbour] = (),
+    family: Sequence[Neighbor] = (),
     stated: StatedFacts,
     common: Common = NOTHING_COMMON,
 ) -> Files:
@@ -187,7 +187,7 @@ def gather_facts(
     repo_id: str,
     *,
     tag: str = TAG,
-    family: Sequence[Neighbour] = (),
+    family: Sequence[Neighbor] = (),
     stated: StatedFacts,
     common: Common = NOTHING_COMMON,
 ) -> CardFacts:
@@ -198,8 +198,8 @@ def gather_facts(
     """
     counted = count_facts(variant, files, stated)
     m = counted.num_visual_tokens
-    family = tuple(sorted(family, key=lambda neighbour: neighbour.num_visual_tokens)) or (Neighbour(m, repo_id),)
-    if Neighbour(m, repo_id) not in family and repo_id != common.dial:
+    family = tuple(sorted(family, key=lambda neighbor: neighbor.num_visual_tokens)) or (Neighbor(m, repo_id),)
+    if Neighbor(m, repo_id) not in family and repo_id != common.dial:
         raise ValueError(f"{variant} has m={m} and goes to {repo_id}, but the family given does not say so.")
     measured = read_results(variant, RESULTS)
     tasks = {score.task for score in measured.scores} if measured else set()
@@ -235,7 +235,7 @@ def build_family(
 
     Args:
         folder: a family's folder, or one variant.
-        namespace: user or organisation.
+        namespace: user or organization.
         name: repositories are called name-m1, name-m2, ...; the variants' own common name by default.
         tag: name of the release.
         stated: YAML file of stated facts; facts.yaml beside or in each variant by default.
@@ -264,7 +264,7 @@ def shared_weights(variants: Sequence[Path]) -> str | None:
     return digests.pop() if len(variants) > 1 and len(digests) == 1 else None
 
 
-Member = tuple[Path, str, tuple[Neighbour, ...]]
+Member = tuple[Path, str, tuple[Neighbor, ...]]
 
 
 def add_dial(members: list[Member], common: Common) -> tuple[Common, list[Member]]:
@@ -283,13 +283,13 @@ def add_dial(members: list[Member], common: Common) -> tuple[Common, list[Member
     return replace(common, dial=repo_id), [(variant, repo_id, family), *members]
 
 
-def name_family(folder: Path, namespace: str, name: str | None = None) -> list[tuple[Path, str, tuple[Neighbour, ...]]]:
+def name_family(folder: Path, namespace: str, name: str | None = None) -> list[tuple[Path, str, tuple[Neighbor, ...]]]:
     """(variant, its repository, all of the family) in the order of m."""
     variants = find_variants(folder)
     counts = [_variant_m(variant) for variant in variants]
     name = name or _common_name(variants, counts)
-    family = tuple(Neighbour(m, f"{namespace}/{name}-m{m}") for m in counts)
-    return [(variant, neighbour.repo_id, family) for variant, neighbour in zip(variants, family, strict=True)]
+    family = tuple(Neighbor(m, f"{namespace}/{name}-m{m}") for m in counts)
+    return [(variant, neighbor.repo_id, family) for variant, neighbor in zip(variants, family, strict=True)]
 
 
 def _common_name(variants: list[Path], counts: list[int]) -> str:

@@ -167,7 +167,7 @@ class DivergenceResult:
         return cls(lambda_=record["lambda"], **{name: record[name] for name in names})
 
 
-def summarise(statistics: DivergenceStatistics, beta: float = 1.0, min_pairs: int = 1) -> DivergenceResult:
+def summarize(statistics: DivergenceStatistics, beta: float = 1.0, min_pairs: int = 1) -> DivergenceResult:
     """Means over pairs, Upsilon, lambda, n_balance and alpha(n) of everything accumulated.
 
     Args:

@@ -15,7 +15,7 @@ from fusedvlm.serving import VisualChat
 
 from .accumulate import Progress, StateFile, accumulate, gather
 from .branches import BranchEncoder, ImageBranches, TextBranches
-from .estimators import DivergenceResult, DivergenceStatistics, summarise
+from .estimators import DivergenceResult, DivergenceStatistics, summarize
 from .pairs import local_folder, read_pair, stream_rows
 
 
@@ -61,7 +61,7 @@ def measure_divergence(request: Request) -> tuple[dict[str, Any], DivergenceResu
         say(f"{done.skipped} of {done.done} pairs have a branch without tokens and were skipped.")
     if done.statistics.count[0] == 0:
         raise ValueError(f"{request.dataset}: {done.done} rows read, none of them a pair with tokens in both branches.")
-    result = summarise(done.statistics, request.beta, request.min_pairs)
+    result = summarize(done.statistics, request.beta, request.min_pairs)
     facts = {"model": request.model, "dataset": request.dataset, "images": images, "skipped": done.skipped}
     return {**facts, **result.record()}, result
 

@@ -161,7 +161,7 @@ def alpha_from_upsilon(values: ArrayLike, beta: float = 1.0) -> np.ndarray:
 
 
 def fit_lambda(mean_distance: ArrayLike, values: ArrayLike) -> float:
-    """lambda that minimises mean_n (E[D(n)] - lambda sqrt(Upsilon(n)))^2, exactly (docs/theory.md, "The bound").
+    """lambda that minimizes mean_n (E[D(n)] - lambda sqrt(Upsilon(n)))^2, exactly (docs/theory.md, "The bound").
 
     Raises:
         ValueError: different lengths, or an Upsilon that is not positive.

@@ -28,11 +28,11 @@ class InputEffect:
 
 @dataclass(frozen=True)
 class CurveClusters:
-    """Min-max normalised curves (curves, m) on the common m, with the number of each one's cluster, 0 the largest."""
+    """Min-max normalized curves (curves, m) on the common m, with the number of each one's cluster, 0 the largest."""
 
     names: tuple[str, ...]
     m: tuple[int, ...]
-    normalised: np.ndarray
+    normalized: np.ndarray
     labels: np.ndarray
 
     def members(self, cluster: int) -> list[str]:
@@ -71,9 +71,9 @@ def input_effects(curves: Sequence[Curve], column: str, first: str, second: str)
 
 
 def cluster_curves(curves: Sequence[Curve], clusters: int = 4, seed: int = 0) -> CurveClusters:
-    """K-means groups of min-max normalised curves, as the paper groups its benchmarks; clusters ordered by size.
+    """K-means groups of min-max normalized curves, as the paper groups its benchmarks; clusters ordered by size.
 
-    Only m that all curves have are used; a constant curve is normalised to 0.5.
+    Only m that all curves have are used; a constant curve is normalized to 0.5.
 
     Raises:
         ValueError: fewer curves than clusters, or fewer than two common m.
@@ -83,12 +83,12 @@ def cluster_curves(curves: Sequence[Curve], clusters: int = 4, seed: int = 0) ->
         raise ValueError(f"{len(curves)} curves with {len(common)} common m; {clusters} clusters need as many curves.")
     rows = np.array([[dict(zip(c.m, c.scores, strict=True))[m] for m in common] for c in curves])
     low, spread = rows.min(1, keepdims=True), np.ptp(rows, axis=1, keepdims=True)
-    normalised = np.where(spread > 0, (rows - low) / np.where(spread > 0, spread, 1), 0.5)
-    _, labels = kmeans2(normalised, clusters, minit="++", seed=np.random.default_rng(seed), iter=100)
+    normalized = np.where(spread > 0, (rows - low) / np.where(spread > 0, spread, 1), 0.5)
+    _, labels = kmeans2(normalized, clusters, minit="++", seed=np.random.default_rng(seed), iter=100)
     order = np.argsort(-np.bincount(labels, minlength=clusters), kind="stable")
     rank = np.empty(clusters, dtype=int)
     rank[order] = np.arange(clusters)
-    return CurveClusters(tuple(curve.name for curve in curves), tuple(common), normalised, rank[labels])
+    return CurveClusters(tuple(curve.name for curve in curves), tuple(common), normalized, rank[labels])
 
 
 def read_models(source: str | Path) -> list[ModelScore]:

@@ -49,8 +49,8 @@ def solve_power(log_m: np.ndarray, log_score: np.ndarray) -> tuple[np.ndarray, n
     Args:
         log_m, log_score: (..., n), at least two distinct m in every row.
     """
-    centred = log_m - log_m.mean(-1, keepdims=True)
-    slope = (centred * log_score).sum(-1) / (centred**2).sum(-1)
+    centered = log_m - log_m.mean(-1, keepdims=True)
+    slope = (centered * log_score).sum(-1) / (centered**2).sum(-1)
     return log_score.mean(-1) - slope * log_m.mean(-1), -slope
 
 

@@ -1,6 +1,6 @@
 """The figures of the scaling lab, each a pure function from typed records to a matplotlib figure.
 
-Line styles, markers and hatches carry the same information as the colors, so that a grey print keeps it.
+Line styles, markers and hatches carry the same information as the colors, so that a gray print keeps it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -204,7 +204,7 @@ def input_effect_bars(effects: Sequence[InputEffect], first: str, second: str) -
 
 
 def cluster_panels(clusters: CurveClusters) -> Figure:
-    """Min-max normalised curves by K-means cluster, the cluster's mean in bold."""
+    """Min-max normalized curves by K-means cluster, the cluster's mean in bold."""
     count = int(clusters.labels.max()) + 1
     figure = Figure(figsize=(3.1 * count, 3.2 + 0.15 * np.bincount(clusters.labels).max()), layout="constrained")
     for label, axes in enumerate(figure.subplots(1, count, squeeze=False, sharey=True).ravel()):
@@ -212,17 +212,17 @@ def cluster_panels(clusters: CurveClusters) -> Figure:
         for index, member in enumerate(members):
             axes.plot(
                 clusters.m,
-                clusters.normalised[member],
+                clusters.normalized[member],
                 color=COLORS[index % 7],
                 ls=LINES[index // 7 % 7],
                 lw=0.8,
                 label=clusters.names[member].split(" (")[0],
             )
-        axes.plot(clusters.m, clusters.normalised[members].mean(0), color="black", lw=2.2)
+        axes.plot(clusters.m, clusters.normalized[members].mean(0), color="black", lw=2.2)
         token_axis(axes, clusters.m, gap=3.5)
         axes.set(title=f"cluster {label + 1}: {len(members)} curves", xlabel="visual tokens m")
         axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
-    figure.axes[0].set_ylabel("normalised score")
+    figure.axes[0].set_ylabel("normalized score")
     return figure
 
 

@@ -36,7 +36,7 @@ TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 @dataclass
-class Material:
+class ReportInputs:
     """What was found, by kind; `left_out` names files that are none of these, with the reason."""
 
     title: str
@@ -64,55 +64,55 @@ class Section:
     rows: list[list[str]] = field(default_factory=list)
 
 
-def collect(folder: str | Path, exclude: Sequence[str] = ()) -> Material:
+def collect(folder: str | Path, exclude: Sequence[str] = ()) -> ReportInputs:
     """Read a folder (not its sub-folders), or "paper" for the published scores and grid.
 
     Raises:
         ValueError: a file of a known kind with a bad row, an exclusion without a match, or nothing to show.
         OSError: when the folder cannot be read.
     """
-    material = Material(title="Scaling of visual tokens")
+    inputs = ReportInputs(title="Scaling of visual tokens")
     scores: dict[str, list[ScoreRecord]] = {}
     if str(folder) == PAPER:
         scores["paper"] = read_scores(PAPER)
-        material.grids["published grid, reasoning"] = read_grid()
+        inputs.grids["published grid, reasoning"] = read_grid()
     else:
         for path in sorted(Path(folder).iterdir()):
             if path.suffix in (".csv", ".json"):
-                _read_file(path, material, scores)
+                _read_file(path, inputs, scores)
     rules = _rules_per_source(scores, exclude)
     for name, records in scores.items():
-        material.curves[name] = group_curves(records, rules[name])
-    if material.empty:
-        looked = ", ".join(material.left_out) or "no .csv or .json file"
+        inputs.curves[name] = group_curves(records, rules[name])
+    if inputs.empty:
+        looked = ", ".join(inputs.left_out) or "no .csv or .json file"
         raise ValueError(f"{folder}: nothing to report ({looked}). See `fusedvlm scaling report --help`.")
-    return material
+    return inputs
 
 
-def write_report(material: Material, page: Path, resamples: int = 2000) -> dict:
+def write_report(inputs: ReportInputs, page: Path, resamples: int = 2000) -> dict:
     """Write the page; returns its path and the numbers of all fits, JSON-ready."""
     fits = {
         name: [fit_curve(curve, resamples=resamples) for curve in progress(curves, f"fitting {name}", leave=False)]
-        for name, curves in material.curves.items()
+        for name, curves in inputs.curves.items()
     }
-    tradeoffs = {name: fit_tradeoff(cells, text_tokens=50) for name, cells in material.grids.items()}
+    tradeoffs = {name: fit_tradeoff(cells, text_tokens=50) for name, cells in inputs.grids.items()}
     sections = [
         *(section for name, fitted in fits.items() for section in _score_sections(name, fitted)),
-        *_divergence_sections(material.divergences),
-        *(_tradeoff_section(name, material.grids[name], fit) for name, fit in tradeoffs.items()),
+        *_divergence_sections(inputs.divergences),
+        *(_tradeoff_section(name, inputs.grids[name], fit) for name, fit in tradeoffs.items()),
         *(Section(f"Models: {name}", "Each benchmark relative to its best model.", _uri(radar(scores)))
-          for name, scores in material.models.items()),
-        *(_latency_section(name, rows) for name, rows in material.latencies.items()),
+          for name, scores in inputs.models.items()),
+        *(_latency_section(name, rows) for name, rows in inputs.latencies.items()),
     ]  # fmt: skip
     html = load_template(TEMPLATE, is_html=True, lstrip_blocks=True).render(
-        title=material.title, sections=sections, left_out=material.left_out
+        title=inputs.title, sections=sections, left_out=inputs.left_out
     )
     write_atomically(page, html)
     return {
         "report": str(page),
         "sections": [section.title for section in sections],
         "fits": [{"source": name, **fit.record()} for name, fitted in fits.items() for fit in fitted],
-        "left_out": material.left_out,
+        "left_out": inputs.left_out,
     }
 
 
@@ -132,42 +132,42 @@ def _rules_per_source(scores: dict[str, list[ScoreRecord]], exclude: Sequence[st
     return rules
 
 
-def _read_file(path: Path, material: Material, scores: dict[str, list[ScoreRecord]]) -> None:
-    """Recognise a file by its columns or fields; an unknown one is noted, a broken known one raises."""
+def _read_file(path: Path, inputs: ReportInputs, scores: dict[str, list[ScoreRecord]]) -> None:
+    """Recognize a file by its columns or fields; an unknown one is noted, a broken known one raises."""
     if path.suffix == ".csv":
         header = next((line for line in path.read_text(encoding="utf-8-sig").splitlines() if line[:1] not in "#"), "")
         columns = {name.strip() for name in header.split(",")}
         if {"benchmark", "metric", "score"} <= columns:
             scores[path.name] = read_scores(path)
         elif {"llm_params_b", "num_visual_tokens", "score"} <= columns:
-            material.grids[path.name] = read_grid(path, None if "task" not in columns else "reasoning")
+            inputs.grids[path.name] = read_grid(path, None if "task" not in columns else "reasoning")
         elif {"model", "benchmark", "score"} <= columns:
-            material.models[path.name] = read_models(path)
+            inputs.models[path.name] = read_models(path)
         else:
-            material.left_out[path.name] = "no known columns"
+            inputs.left_out[path.name] = "no known columns"
         return
     document = read_json(path, None)
     if isinstance(document, dict) and document.get("kind") == "divergence":
-        material.divergences[path.stem] = DivergenceResult.from_record(document)
+        inputs.divergences[path.stem] = DivergenceResult.from_record(document)
     elif isinstance(document, dict) and "scores" in document and "latencies" in document:
-        _read_evaluation(path, document, material, scores)
+        _read_evaluation(path, document, inputs, scores)
     elif isinstance(document, list) and document and {"benchmark", "metric"} <= document[0].keys():
         scores[path.name] = read_scores(path)
     else:
-        material.left_out[path.name] = "not scores, a divergence or evaluation results"
+        inputs.left_out[path.name] = "not scores, a divergence or evaluation results"
 
 
-def _read_evaluation(path: Path, document: dict, material: Material, scores: dict[str, list[ScoreRecord]]) -> None:
+def _read_evaluation(path: Path, document: dict, inputs: ReportInputs, scores: dict[str, list[ScoreRecord]]) -> None:
     """Scores and latencies of an evaluation; a task that scores zero somewhere has no power law and is left out."""
     zero = {row["task"] for row in document["scores"] if row["score"] <= 0}
     for task in sorted(zero):
-        material.left_out[f"{path.name}, {task}"] = "a score of zero, which no power law fits"
+        inputs.left_out[f"{path.name}, {task}"] = "a score of zero, which no power law fits"
     kept = [row for row in document["scores"] if row["task"] not in zero]
     if kept:
         records = [ScoreRecord(row["task"], "score", row["num_visual_tokens"], row["score"]) for row in kept]
         scores[path.name] = records
     if document["latencies"]:
-        material.latencies[path.name] = document["latencies"]
+        inputs.latencies[path.name] = document["latencies"]
 
 
 def _score_sections(name: str, fits: list[CurveFit]) -> list[Section]:
@@ -237,7 +237,7 @@ def _divergence_sections(results: dict[str, DivergenceResult]) -> list[Section]:
     return [
         Section("Divergence and its bound", bound, _uri(bound_against_distance(results)), header, rows),
         Section("Dependency measures", "Mean cosines against n.", _uri(psi_against_n(results))),
-        Section("Within and across branches", "Grey: Δ > 0, growth turns linear.", _uri(intra_against_cross(results))),
+        Section("Within and across branches", "Gray: Δ > 0, growth turns linear.", _uri(intra_against_cross(results))),
         Section("Cosines", "Same position: all; other positions: a random sample.", _uri(cosine_histograms(results))),
         Section("Exponent", "alpha(n)/beta between its two limits.", _uri(alpha_against_n(results))),
     ]

@@ -79,7 +79,7 @@ def plan_document(plan: Plan, task: str, source: str, scope: str | None) -> dict
 
 
 def plan_text(plan: Plan, scope: str | None) -> str:
-    """The choice, its neighbours, and what it gives up."""
+    """The choice, its neighbors, and what it gives up."""
     parts = "" if scope is None else f" ({' + '.join(SCOPES[scope])} counted)"
     lines = [f"Budget {plan.budget.text}{parts}"]
     unit = plan.budget.text.split()[-1]

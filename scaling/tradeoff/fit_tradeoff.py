@@ -145,7 +145,7 @@ def fit_tradeoff(
 
 
 def optimal_visual_tokens(fit: TradeoffFit, text_tokens: int, max_visual_tokens: int = 576) -> int:
-    """V that minimises the error along 2 N (Q + V) = const when N can be chosen freely: the budget drops out.
+    """V that minimizes the error along 2 N (Q + V) = const when N can be chosen freely: the budget drops out.
 
     With T = V it is Q beta / (alpha - beta), at least 1; with T = V + Q it is 1 as long as alpha > beta. Where
     alpha <= beta tokens are worth more than parameters at any price, and `max_visual_tokens` is returned.
@@ -222,22 +222,22 @@ class _Problem:
         freedom = max(len(self.y) - len(NAMES), 1)
         limit = cost * (1 + f_distribution.ppf(confidence, 1, freedom) / freedom)
         limit = max(limit, cost + 1e-12 * float(self.y @ self.y))  # exact data: the solver's own precision
-        centre = np.log(best[name]) if name == "a" else best[name]
+        center = np.log(best[name]) if name == "a" else best[name]
 
         def excess(value: float) -> float:
             return self.solve({name: value})[1] - limit
 
-        ends = [self._crossing(excess, centre, bound) for bound in self.bounds[name]]
+        ends = [self._crossing(excess, center, bound) for bound in self.bounds[name]]
         low, high = np.exp(ends) if name == "a" else ends
         return float(low), float(high)
 
-    def _crossing(self, excess, centre: float, bound: float) -> float:
+    def _crossing(self, excess, center: float, bound: float) -> float:
         """First crossing between the optimum and a bound, or the bound itself."""
-        step, inside = max(abs(centre), 0.05) * 0.05 * np.sign(bound - centre), centre
+        step, inside = max(abs(center), 0.05) * 0.05 * np.sign(bound - center), center
         while abs(inside - bound) > 1e-9:
-            outside = inside + step if abs(inside + step - centre) < abs(bound - centre) else bound
+            outside = inside + step if abs(inside + step - center) < abs(bound - center) else bound
             if excess(outside) > 0:
-                return float(brentq(excess, inside, outside, xtol=1e-6 * max(abs(centre), 1)))
+                return float(brentq(excess, inside, outside, xtol=1e-6 * max(abs(center), 1)))
             inside, step = outside, step * 2
         return bound
 

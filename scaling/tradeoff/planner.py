@@ -77,7 +77,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Plan:
-    """The best affordable option and its neighbours in cost; None where there is no cheaper or dearer one."""
+    """The best affordable option and its neighbors in cost; None where there is no cheaper or dearer one."""
 
     budget: Budget
     best: Option

@@ -16,7 +16,7 @@ from fusedvlm.comparison.summary import (
     check_same_tasks,
     read_given,
     resampled_means,
-    summarise_cells,
+    summarize_cells,
     verdicts,
 )
 from fusedvlm.evaluation import EvaluationResults, Latency, TaskScore, describe_environment
@@ -55,7 +55,7 @@ def test_seeds_widen_the_interval():
 
 
 def test_a_paired_difference_is_known_better_than_either_score():
-    points = {p.entrant: p for p in summarise_cells([cell("fused", 4), cell("pool", 4, share=0.45)], "fused")}
+    points = {p.entrant: p for p in summarize_cells([cell("fused", 4), cell("pool", 4, share=0.45)], "fused")}
     difference, alone = points["pool"].difference, points["pool"].scores["score"]
     assert points["fused"].difference is None
     assert difference.mean == pytest.approx(points["pool"].scores["score"].mean - points["fused"].scores["score"].mean)
@@ -65,7 +65,7 @@ def test_a_paired_difference_is_known_better_than_either_score():
 
 def test_groups_and_seeds_are_averaged():
     first, second = cell("fused", 4, 0, 0.2), cell("fused", 4, 1, 0.6)
-    (point,) = summarise_cells([second, first])
+    (point,) = summarize_cells([second, first])
     expected = np.mean([np.mean(one.scores[task]) for one in (first, second) for task in TASKS])
     assert point.scores["score"].mean == pytest.approx(expected)
     assert point.seeds == 2
@@ -74,19 +74,19 @@ def test_groups_and_seeds_are_averaged():
 
 def test_verdicts_name_who_beats_the_reference():
     cells = [cell("fused", 4, share=0.4), cell("pool", 4, share=0.6), cell("quecc", 4, share=0.39)]
-    lines = verdicts(summarise_cells(cells, "fused"), "fused")
+    lines = verdicts(summarize_cells(cells, "fused"), "fused")
     assert lines[0].startswith("m = 4: pool leads")
     assert "last is quecc" in lines[0]
     assert any(line.startswith("fused loses to pool at m = 4") for line in lines)
     assert not any("loses to quecc" in line for line in lines)
     best = [cell("fused", 4, share=0.6), cell("pool", 4, share=0.4)]
-    assert verdicts(summarise_cells(best, "fused"), "fused")[-1].startswith("Nobody beats fused")
+    assert verdicts(summarize_cells(best, "fused"), "fused")[-1].startswith("Nobody beats fused")
 
 
 @lru_cache
 def points() -> list[Point]:
     names = ["fused", "fused:fuse_question=false", "quecc", "mine", "dense+random", "dense+visionzip"]
-    return summarise_cells([cell(name, m, share=0.1 + m / 20) for name in names for m in (1, 4, 16)], "fused")
+    return summarize_cells([cell(name, m, share=0.1 + m / 20) for name in names for m in (1, 4, 16)], "fused")
 
 
 def test_every_panel_has_units_and_takes_the_pages_color():

@@ -1,4 +1,4 @@
-"""Checking images, dropping, converting, manifests: through the command line, as a person would."""
+"""Checking images, dropping, converting, manifests: through the command line, as a user would."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def section(llava, docdownstream, tmp_path):
         "data": {
             "sources": [
                 {"type": "llava", "path": str(file), "image_folder": str(folder), "name": "llava"},
-                {"type": "docdownstream", "path": str(docdownstream), "name": "docs", "licence": "see the card"},
+                {"type": "docdownstream", "path": str(docdownstream), "name": "docs", "license": "see the card"},
             ],
             "seed": 3,
         }
@@ -142,16 +142,16 @@ def test_streams_without_weights_are_written_once(section, tmp_path):
 
 def test_manifest(section, llava, tmp_path):
     out = tmp_path / "manifest.json"
-    result = run(app, ["manifest", str(section), "--licence", "llava=CC BY 4.0", "-o", str(out)])
+    result = run(app, ["manifest", str(section), "--license", "llava=CC BY 4.0", "-o", str(out)])
     assert result.exit_code == 0, result.exception
     document = json.loads(out.read_text())
     first, second = document["sources"]
     assert first["files"][0]["sha256"] == hashlib.sha256(llava[0].read_bytes()).hexdigest()
-    assert (first["samples"], first["images"], first["answers"], first["licence"]) == (5, 3, 7, "CC BY 4.0")
-    assert second["licence"] == "see the card"
+    assert (first["samples"], first["images"], first["answers"], first["license"]) == (5, 3, 7, "CC BY 4.0")
+    assert second["license"] == "see the card"
     assert document["samples"] == 8
     for wrong, message in (("nobody=MIT", "No source nobody"), ("llava", "NAME=TEXT")):
-        result = run(app, ["manifest", str(section), "--licence", wrong])
+        result = run(app, ["manifest", str(section), "--license", wrong])
         assert message in str(result.exception)
 
 

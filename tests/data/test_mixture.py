@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from fusedvlm.data.mixing.mixture import Mixture, endless_rows, epoch_quotas, normalised_weights
+from fusedvlm.data.mixing.mixture import Mixture, endless_rows, epoch_quotas, normalized_weights
 from fusedvlm.tests import tiny
 from fusedvlm.tests.processes import run_program
 from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
@@ -83,9 +83,9 @@ def test_the_order_does_not_change_between_releases():
 
 
 def test_temperature():
-    assert normalised_weights([100, 1], "ab", temperature=1) == pytest.approx([100 / 101, 1 / 101])
-    assert normalised_weights([100, 1], "ab", temperature=2) == pytest.approx([10 / 11, 1 / 11])
-    assert normalised_weights([1e300, 1e-300], "ab", temperature=1e9) == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert normalized_weights([100, 1], "ab", temperature=1) == pytest.approx([100 / 101, 1 / 101])
+    assert normalized_weights([100, 1], "ab", temperature=2) == pytest.approx([10 / 11, 1 / 11])
+    assert normalized_weights([1e300, 1e-300], "ab", temperature=1e9) == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
 def test_endless_rows_is_one_stream_however_it_is_cut():

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from fusedvlm.data.cli import app
 from fusedvlm.data.prepare.row_check import RowChecker, RowLimits, RowReport, UntrainableRow
-from fusedvlm.data.records import normalise_sample
+from fusedvlm.data.records import normalize_sample
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ConversationCollator
 from fusedvlm.trainers.collators import IGNORED, decode_ids
@@ -71,7 +71,7 @@ def test_a_batch_of_which_nothing_is_left_teaches_nothing(processor, model):
 
 def lengths(processor, sample) -> tuple[int, list[int]]:
     checker = RowChecker(processor)
-    return checker.encode(normalise_sample(sample)["messages"])
+    return checker.encode(normalize_sample(sample)["messages"])
 
 
 def test_a_long_answer_is_cut_and_its_end_is_not_learned(processor):

@@ -11,7 +11,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from fusedvlm.data import build_dataset, load_source, normalise_sample, read_spec
+from fusedvlm.data import build_dataset, load_source, normalize_sample, read_spec
 from fusedvlm.data.boxes import find_boxes
 from fusedvlm.data.mixing.mixture import Mixture
 from fusedvlm.data.mixing.streaming import StreamingMixture
@@ -23,7 +23,7 @@ def both_ways(**spec) -> list[dict]:
     sized = list(load_source(spec))
     assert list(load_source({**spec, "streaming": True})) == sized
     for sample in sized:
-        normalise_sample(sample)
+        normalize_sample(sample)
     return sized
 
 
@@ -397,7 +397,7 @@ def test_recipes_are_data_sections_too(llava, tmp_path):
         read_spec(str(path))
 
 
-def test_a_bad_box_is_no_fault_of_its_neighbours(svit, tmp_path):
+def test_a_bad_box_is_no_fault_of_its_neighbors(svit, tmp_path):
     _, referring, folder = svit
     rows = json.loads(referring.read_text())
     rows[0]["conversations"][1]["content"][1]["value"] = "There [0.9, 0.1, 0.2, 0.3]."

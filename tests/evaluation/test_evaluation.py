@@ -14,7 +14,7 @@ from fusedvlm.evaluation import (
     describe_environment,
     measure_latencies,
     runner,
-    summarise,
+    summarize,
 )
 from fusedvlm.tests import tiny
 
@@ -46,12 +46,12 @@ def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
 
 
 def test_summary_is_mean_and_standard_error():
-    score = summarise("colour", 8, [1, 0, 0, 1, 1])
+    score = summarize("colour", 8, [1, 0, 0, 1, 1])
     assert score.score == pytest.approx(0.6)
     assert score.standard_error == pytest.approx(np.std([1, 0, 0, 1, 1], ddof=1) / 5**0.5)
     assert (score.count, score.num_visual_tokens) == (5, 8)
     with pytest.raises(ValueError, match=r"task 'colour' at m=8"):
-        summarise("colour", 8, [])
+        summarize("colour", 8, [])
 
 
 def test_batch_size_and_cached_views_do_not_change_answers(model, processor):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusedvlm.data import load_source, normalise_sample
+from fusedvlm.data import load_source, normalize_sample
 from fusedvlm.tests.fuzz.harness import LONGEST, Target, explore, json_cases, judge
 
 LAYOUTS = ("llava", "svit", "docdownstream", "chat")
@@ -35,7 +35,7 @@ def read_rows(case: bytes, folder: Path) -> None:
 
 def check_sample(sample: dict) -> None:
     """Who speaks alternates, nothing is empty, every image has its place, all text can be written down again."""
-    normal = normalise_sample(sample)
+    normal = normalize_sample(sample)
     roles = [message["role"] for message in normal["messages"]]
     dialogue = roles[1:] if roles[0] == "system" else roles
     assert dialogue != []

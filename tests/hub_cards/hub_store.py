@@ -18,7 +18,7 @@ ATTRIBUTES = "".join(
     for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.onnx", "*.zip", "*.gz")
 ).encode()
 LARGE = 10_000_000  # text of this size goes to large-file storage whatever its name
-LICENCES = {
+LICENSES = {
     "apache-2.0", "mit", "openrail", "bsd-2-clause", "bsd-3-clause", "cc", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
     "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "llama2", "llama3", "llama3.1",
     "llama3.2", "llama3.3", "llama4", "gemma", "unknown", "other",
@@ -209,10 +209,10 @@ def validate_card(content: str) -> list[str]:
     if not isinstance(data, dict):
         return ["The metadata must be a mapping"]
     errors = []
-    licences = data.get("license", [])
-    for licence in licences if isinstance(licences, list) else [licences]:
-        if licence not in LICENCES:
-            errors.append(f'"license" must be one of [{", ".join(sorted(LICENCES))}]')
+    licenses = data.get("license", [])
+    for license in licenses if isinstance(licenses, list) else [licenses]:
+        if license not in LICENSES:
+            errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
     for key in ("base_model", "datasets"):
         values = data.get(key) or []
         for number, value in enumerate(values if isinstance(values, list) else [values]):

@@ -23,7 +23,7 @@ from fusedvlm.tests.hub_cards.test_loading import ask_here, run_elsewhere
 from fusedvlm.trainers.lora import add_lora
 
 pytestmark = pytest.mark.usefixtures("online")
-LICENCES = {"license": "apache-2.0", "llm_license": "apache-2.0"}
+LICENSES = {"license": "apache-2.0", "llm_license": "apache-2.0"}
 COUNTS = (4, 12)
 
 
@@ -69,7 +69,7 @@ def edit(path, **changes):
 
 
 def build(folder, **options):
-    return build_adapters(folder, "ada", **{"name": None, "tag": "v1.0", "stated": None, **LICENCES, **options})
+    return build_adapters(folder, "ada", **{"name": None, "tag": "v1.0", "stated": None, **LICENSES, **options})
 
 
 # argv: repository of the adapter, repository of the base, revision, m, picture, output
@@ -256,6 +256,6 @@ def test_a_folder_without_adapters_is_refused(tmp_path):
         build(tmp_path / "none")
 
 
-def test_no_licence_no_push(trained):
-    with pytest.raises(ValueError, match="No licence is stated"):
+def test_no_license_no_push(trained):
+    with pytest.raises(ValueError, match="No license is stated"):
         build(trained[0] / "fam", license=None)

@@ -31,7 +31,7 @@ def test_the_code_that_travels_keeps_the_rules():
     assert auto_maps(code_files())["AutoModel"] == ["modeling_fusedvlm.FusedVLMModel"]
 
 
-def test_the_licence_of_the_code_is_the_package_s_own():
+def test_the_license_of_the_code_is_the_package_s_own():
     assert (ROOT / "hub_cards" / "templates" / "apache-2.0.md").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 

@@ -54,7 +54,7 @@ def test_everything_beside_the_example_follows_from_its_facts(example):
 
 def test_the_example_is_of_a_real_run_and_breaks_no_rule(example):
     assert example.measured.environment.command.startswith("fusedvlm quickstart")
-    assert [neighbour.num_visual_tokens for neighbour in example.family] == [1, 2, 4, 8, 16, 32]
+    assert [neighbor.num_visual_tokens for neighbor in example.family] == [1, 2, 4, 8, 16, 32]
     text = (EXAMPLE / "README.md").read_text(encoding="utf-8")
     sizes = {path.relative_to(EXAMPLE).as_posix(): path.stat().st_size for path in EXAMPLE.rglob("*")}
     assert lint_card(text, sizes, example.repo_id) == []
@@ -65,13 +65,13 @@ def run(*arguments):
     return CliRunner().invoke(app, ["card", *map(str, arguments)])
 
 
-def test_a_draft_without_a_licence_says_so(tmp_path):
+def test_a_draft_without_a_license_says_so(tmp_path):
     folder = write_family(tmp_path / "family") / "tiny-m7"
     config = (folder / "config.json").read_bytes()
     result = run(folder)
     assert result.exit_code == 0, result.output
-    assert "no licence is stated" in result.stderr
-    assert read_back((folder / "README.md").read_text()).glance["Licence"].startswith("—")
+    assert "no license is stated" in result.stderr
+    assert read_back((folder / "README.md").read_text()).glance["License"].startswith("—")
     assert (folder / "plots" / "score_vs_m.png").exists()
     assert (folder / "config.json").read_bytes() == config
     problems = check_folder(folder, load=False)
@@ -89,7 +89,7 @@ def test_a_variant_over_a_local_language_model_gets_a_draft_only(variant, tmp_pa
     assert "nobody else has" in str(result.exception)
 
 
-def test_a_licence_makes_the_folder_a_repository(tmp_path):
+def test_a_license_makes_the_folder_a_repository(tmp_path):
     family = write_family(tmp_path / "family")
     (family / "facts.yaml").write_text("license: mit\nlimitations: many\n")
     result = run(family / "tiny-m7", "--namespace", "ada")
@@ -115,8 +115,8 @@ def test_a_family_goes_to_a_folder_each(tmp_path, tiny_family):
     [
         (["--license", "apache"], "did you mean apache-2.0"),
         (["--license", "other"], "license_name"),
-        (["--output", "out"], "No licence is stated"),
-        (["--license", "mit", "--license-file", "nowhere.txt"], "no such licence file"),
+        (["--output", "out"], "No license is stated"),
+        (["--license", "mit", "--license-file", "nowhere.txt"], "no such license file"),
         (["--facts", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--license", "mit", "--namespace", "a b"], "cannot be a repository"),
     ],

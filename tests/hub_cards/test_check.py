@@ -139,12 +139,12 @@ DAMAGES = {
     "an edited score in the metadata": (
         lambda f: replace_text(f / "README.md", "value: 0.3218", "value: 0.9218"), "README.md", "model-index",
     ),
-    "another licence in the card": (damage_card_license, "README.md", "license is 'apache-2.0'"),
+    "another license in the card": (damage_card_license, "README.md", "license is 'apache-2.0'"),
     "an edited fact": (lambda f: edit_json(f / "facts.json", lambda d: d["counted"].update(weight_bytes=1)), "facts.json", "weight_bytes"),
     "results other than the facts": (
         lambda f: edit_json(f / "results.json", lambda d: d["scores"][0].update(score=0.9)), "results.json", "not what facts.json says",
     ),
-    "facts without a licence": (lambda f: edit_json(f / "facts.json", lambda d: d["stated"].update(license=None)), "facts.json", "No licence"),
+    "facts without a license": (lambda f: edit_json(f / "facts.json", lambda d: d["stated"].update(license=None)), "facts.json", "No license"),
     "broken JSON": (lambda f: (f / "config.json").write_text("{"), "config.json", "damaged"),
     "JSON that is none of ours": (lambda f: (f / "facts.json").write_text("[1]"), "facts.json", "must hold keys and values"),
     "text that is no text": (lambda f: (f / "README.md").write_bytes(b"\xff\xfe\x00"), "README.md", "damaged"),

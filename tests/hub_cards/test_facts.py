@@ -8,7 +8,7 @@ import pytest
 
 from fusedvlm.evaluation import EvaluationResults
 from fusedvlm.hub_cards.check.repository_check import check_files
-from fusedvlm.hub_cards.facts import CardFacts, Dataset, Neighbour, StatedFacts, find_stated, mean_scores, read_stated
+from fusedvlm.hub_cards.facts import CardFacts, Dataset, Neighbor, StatedFacts, find_stated, mean_scores, read_stated
 from fusedvlm.hub_cards.release.run_facts import read_results, read_run, without_folders
 from fusedvlm.hub_cards.release.variant_release import build_family, build_release, find_variants
 from fusedvlm.tests.hub_cards.tiny_family import COMMIT, COUNTS, results, save_variant, write_family
@@ -46,7 +46,7 @@ def test_counted_facts_follow_from_the_files(tiny_release, model):
     assert counted.language_model.repo is None
 
 
-def test_the_licence_has_no_default(tiny_family):
+def test_the_license_has_no_default(tiny_family):
     with pytest.raises(ValueError, match=r"no default.*facts\.yaml.*--license"):
         build_family(tiny_family, "ada")
 
@@ -204,7 +204,7 @@ def test_names_that_the_hub_refuses(tiny_family):
 
 def test_a_family_that_lacks_the_variant_is_refused(tiny_family):
     with pytest.raises(ValueError, match="family given"):
-        build_release(tiny_family / "tiny-m7", "ada/x", family=[Neighbour(1, "ada/y")], stated=STATED)
+        build_release(tiny_family / "tiny-m7", "ada/x", family=[Neighbor(1, "ada/y")], stated=STATED)
 
 
 def test_same_inputs_same_bytes(tiny_family):
@@ -239,7 +239,7 @@ def test_a_model_by_reference_is_pinned_and_its_terms_travel(tmp_path):
     assert str(tmp_path) not in release.files["facts.json"].decode()
 
 
-def test_the_text_of_clip_s_licence_travels_with_its_weights(tmp_path, model, processor):
+def test_the_text_of_clip_s_license_travels_with_its_weights(tmp_path, model, processor):
     folder = save_variant(tmp_path / "v", model, processor, 7)
     config = json.loads((folder / "config.json").read_text())
     config |= {"vision_model_name_or_path": "openai/clip-vit-large-patch14-336", "vision_model_revision": COMMIT}
@@ -261,7 +261,7 @@ def test_data_for_research_only_is_told(tiny_family):
     assert "non-commercial use only (A)" in card
 
 
-def test_a_licence_link_is_an_address(tiny_family):
+def test_a_license_link_is_an_address(tiny_family):
     stated = StatedFacts(license="other", llm_license=None, license_name="mine", license_link="javascript:alert(1)")
     with pytest.raises(ValueError, match="license_link"):
         build_release(tiny_family / "tiny-m7", "ada/x", stated=stated)

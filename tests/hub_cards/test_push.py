@@ -200,7 +200,7 @@ def test_another_namespace_is_refused_before_anything_is_created(hub, hub_server
     assert hub_server.store.repos == {}
 
 
-def test_an_organisation_is_a_namespace(hub, hub_server, tmp_path):
+def test_an_organization_is_a_namespace(hub, hub_server, tmp_path):
     wish = release(4, tmp_path, user="lab")
     push([wish], hub)
     assert complete(hub_server, wish)

@@ -1,4 +1,4 @@
-"""`fusedvlm push` as a person runs it: options, exit codes, output."""
+"""`fusedvlm push` as a user runs it: options, exit codes, output."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from fusedvlm.tests import tiny
 from fusedvlm.tests.hub_cards.hub_server import Fault
 
 pytestmark = pytest.mark.usefixtures("online")
-LICENCES = ("--license", "apache-2.0", "--llm-license", "apache-2.0")
+LICENSES = ("--license", "apache-2.0", "--llm-license", "apache-2.0")
 COUNTS = (4, 12)
 
 
@@ -60,7 +60,7 @@ def last_line(text: str) -> str:
 
 
 def test_a_family_from_dry_run_to_public(push, family, hub_server):
-    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENCES, "--dry-run")
+    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENSES, "--dry-run")
     assert code == 0
     assert "ada/tiny-m4 (m = 4, tag v1.0): " in out
     assert re.search(r"^  \+ model.safetensors  [\d.]+ kB$", out, re.MULTILINE)
@@ -69,7 +69,7 @@ def test_a_family_from_dry_run_to_public(push, family, hub_server):
     assert last_line(out).endswith("nothing was sent.")
     assert hub_server.store.repos == {}
 
-    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENCES)
+    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENSES)
     assert code == 0
     assert (
         len(re.findall(r"^\S+/ada/tiny-m\d+  m = \d+, private, v1.0 at [0-9a-f]{8}: \d+ added$", out, re.MULTILINE))
@@ -82,9 +82,9 @@ def test_a_family_from_dry_run_to_public(push, family, hub_server):
     ]
     assert collection["private"]
 
-    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENCES, "--dry-run")
+    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENSES, "--dry-run")
     assert out.count("up to date, 0 B to send") == 2
-    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENCES, "--public", "--json")
+    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENSES, "--public", "--json")
     assert code == 0
     document = json.loads(out)
     assert [row["private"] for row in document["repositories"]] == [False, False]
@@ -94,12 +94,12 @@ def test_a_family_from_dry_run_to_public(push, family, hub_server):
         assert row["commit"] == hub_server.store.repos[row["repo_id"]].tags["v1.0"]
     assert document["collection"].startswith(hub_server.endpoint)
     assert not collection["private"]
-    neighbours = hub_server.store.repos["ada/tiny-m4"].head.files["README.md"].data.decode()
-    assert "ada/tiny-m12" in neighbours, "cards link their neighbours"
+    neighbors = hub_server.store.repos["ada/tiny-m4"].head.files["README.md"].data.decode()
+    assert "ada/tiny-m12" in neighbors, "cards link their neighbors"
 
 
 def test_one_variant_to_a_named_repository(push, family, hub_server):
-    code, out, _ = push(family / "tiny-m4", "--repo", "lab/mine", *LICENCES, "--tag", "v2.0")
+    code, out, _ = push(family / "tiny-m4", "--repo", "lab/mine", *LICENSES, "--tag", "v2.0")
     assert code == 0
     assert "lab/mine  m = 4, private, v2.0 at" in out
     assert set(hub_server.store.repos) == {"lab/mine"}
@@ -108,34 +108,34 @@ def test_one_variant_to_a_named_repository(push, family, hub_server):
     code, _, err = push(family / "tiny-m4", "--repo", "lab/mine", "--license", "mit", "--tag", "v2.0")
     assert code == 2, "the user has to decide"
     assert re.match(f"fusedvlm: lab/mine: tag v2.0 is at commit {tagged}.*never moved.*--tag v2.1", last_line(err))
-    code, out, _ = push(family / "tiny-m4", "--repo", "lab/mine", *LICENCES, "--tag", "v2.1", "--dry-run")
+    code, out, _ = push(family / "tiny-m4", "--repo", "lab/mine", *LICENSES, "--tag", "v2.1", "--dry-run")
     assert "  ~ README.md" in out
     assert "  = " in out
     assert "  + " not in out
 
 
 def test_a_title_of_ones_own_and_none(push, family, hub_server):
-    assert push(family, "--all", "--namespace", "ada", *LICENCES, "--no-collection")[0] == 0
+    assert push(family, "--all", "--namespace", "ada", *LICENSES, "--no-collection")[0] == 0
     assert hub_server.store.collections == {}
-    assert push(family, "--all", "--namespace", "ada", *LICENCES, "--collection", "My dial")[0] == 0
+    assert push(family, "--all", "--namespace", "ada", *LICENSES, "--collection", "My dial")[0] == 0
     assert [collection["title"] for collection in hub_server.store.collections.values()] == ["My dial"]
 
 
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--all", "--namespace", "ada"], "No licence is stated"),
-        (["--namespace", "ada", *LICENCES], "holds 2 variants; give --all"),
-        (["--all", *LICENCES], "exactly one of --namespace USER and --repo"),
-        (["--all", "--namespace", "ada", "--repo", "ada/x", *LICENCES], "exactly one of --namespace USER and --repo"),
-        (["--all", "--repo", "ada/x", *LICENCES], "--repo names one repository"),
-        (["--all", "--namespace", "ada", "--create-pr", "--public", *LICENCES], "--create-pr only proposes"),
-        (["--all", "--namespace", "bob", *LICENCES], "bob/tiny-m4: the token belongs to ada"),
-        (["--all", "--namespace", "ada", *LICENCES, "--collection", "x" * 61], "title has 61 characters"),
-        (["--all", "--namespace", "ada", *LICENCES, "--tag", "a b"], "cannot be a tag"),
-        (["--all", "--namespace", "ada", *LICENCES, "--license", "nonsense"], "nonsense"),
-        (["--all", "--namespace", "ada", "--adapters", *LICENCES], "neither an adapter"),
-        (["--repo", "ada/x", "--adapters", *LICENCES], "give --namespace"),
+        (["--all", "--namespace", "ada"], "No license is stated"),
+        (["--namespace", "ada", *LICENSES], "holds 2 variants; give --all"),
+        (["--all", *LICENSES], "exactly one of --namespace USER and --repo"),
+        (["--all", "--namespace", "ada", "--repo", "ada/x", *LICENSES], "exactly one of --namespace USER and --repo"),
+        (["--all", "--repo", "ada/x", *LICENSES], "--repo names one repository"),
+        (["--all", "--namespace", "ada", "--create-pr", "--public", *LICENSES], "--create-pr only proposes"),
+        (["--all", "--namespace", "bob", *LICENSES], "bob/tiny-m4: the token belongs to ada"),
+        (["--all", "--namespace", "ada", *LICENSES, "--collection", "x" * 61], "title has 61 characters"),
+        (["--all", "--namespace", "ada", *LICENSES, "--tag", "a b"], "cannot be a tag"),
+        (["--all", "--namespace", "ada", *LICENSES, "--license", "nonsense"], "nonsense"),
+        (["--all", "--namespace", "ada", "--adapters", *LICENSES], "neither an adapter"),
+        (["--repo", "ada/x", "--adapters", *LICENSES], "give --namespace"),
     ],
 )
 def test_wrong_use_is_one_line_and_two(push, family, hub_server, options, line):
@@ -158,7 +158,7 @@ def test_a_variant_that_fails_the_check_is_not_sent(push, family, hub_server, tm
     shutil.copytree(family / "tiny-m4", tmp_path / "tiny-m4")
     weights = tmp_path / "tiny-m4" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    code, _, err = push(tmp_path / "tiny-m4", "--repo", "ada/tiny", *LICENCES)
+    code, _, err = push(tmp_path / "tiny-m4", "--repo", "ada/tiny", *LICENSES)
     assert code == 2
     assert "model.safetensors" in last_line(err)
     assert hub_server.calls == []
@@ -166,22 +166,22 @@ def test_a_variant_that_fails_the_check_is_not_sent(push, family, hub_server, tm
 
 def test_trouble_at_the_hub_is_one_line_and_one(push, family, hub_server):
     hub_server.fault = Fault(1, "status", 403, times=99, matching=lambda method, path: "/commit/" in path)
-    code, out, err = push(family, "--all", "--namespace", "ada", *LICENCES)
+    code, out, err = push(family, "--all", "--namespace", "ada", *LICENSES)
     assert code == 1
     assert out == ""
     assert last_line(err).startswith("fusedvlm: ada/tiny-m4: the token may not do this: Injected")
     hub_server.fault = None
-    assert push(family, "--all", "--namespace", "ada", *LICENCES)[0] == 0
+    assert push(family, "--all", "--namespace", "ada", *LICENSES)[0] == 0
 
 
 def test_a_dry_run_without_the_network_says_so(push, family, hub_server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    code, out, err = push(family, "--all", "--namespace", "ada", *LICENCES, "--dry-run")
+    code, out, err = push(family, "--all", "--namespace", "ada", *LICENSES, "--dry-run")
     assert code == 0
     assert "Could not compare with the Hub: ada/tiny-m4: offline mode is on" in err
     assert "ada/tiny-m4 (m = 4, tag v1.0): not compared, " in out
     assert re.search(r"^  \? model.safetensors  [\d.]+ kB$", out, re.MULTILINE)
-    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENCES, "--dry-run", "--json")
+    code, out, _ = push(family, "--all", "--namespace", "ada", *LICENSES, "--dry-run", "--json")
     document = json.loads(out)
     assert document["compared"] is False
     assert document["repositories"][0]["difference"] is None
@@ -191,7 +191,7 @@ def test_a_dry_run_without_the_network_says_so(push, family, hub_server, monkeyp
 
 def test_a_proposal(push, family, hub_server):
     hub_server.store.create("bob/tiny", private=False, author="bob")
-    options = family / "tiny-m4", "--repo", "bob/tiny", *LICENCES, "--create-pr"
+    options = family / "tiny-m4", "--repo", "bob/tiny", *LICENSES, "--create-pr"
     code, out, _ = push(*options)
     assert code == 0
     assert "bob/tiny/discussions/1  m = 4, proposed" in out
@@ -204,7 +204,7 @@ def test_a_proposal(push, family, hub_server):
 
 
 def test_one_repository_with_the_dial_beside_one_per_m(push, family, hub_server):
-    code, _, err = push(family, "--all", "--namespace", "ada", *LICENCES, "--dial", "--public")
+    code, _, err = push(family, "--all", "--namespace", "ada", *LICENSES, "--dial", "--public")
     assert code == 0, err
     assert set(hub_server.store.repos) == {"ada/tiny", "ada/tiny-m4", "ada/tiny-m12"}
     (collection,) = hub_server.store.collections.values()
@@ -236,14 +236,14 @@ def test_adapters_and_their_base(push, family, hub_server, tmp_path):
     for m in COUNTS:
         base = FusedVLMForConditionalGeneration.from_pretrained(family / "tiny-m12")
         add_lora(base, "fusion", rank=2).save_pretrained(tmp_path / f"low-m{m}")
-    code, out, err = push(tmp_path, "--adapters", "--namespace", "ada", *LICENCES)
+    code, out, err = push(tmp_path, "--adapters", "--namespace", "ada", *LICENSES)
     assert (code, out) == (2, "")
     assert "holds 2 adapters; give --all" in last_line(err)
-    code, out, _ = push(tmp_path, "--adapters", "--all", "--namespace", "ada", *LICENCES, "--dry-run")
+    code, out, _ = push(tmp_path, "--adapters", "--all", "--namespace", "ada", *LICENSES, "--dry-run")
     assert code == 0
     assert last_line(out).startswith("3 repositories")
     assert hub_server.store.repos == {}
-    code, out, err = push(tmp_path, "--adapters", "--all", "--namespace", "ada", *LICENCES, "--public", "--json")
+    code, out, err = push(tmp_path, "--adapters", "--all", "--namespace", "ada", *LICENSES, "--public", "--json")
     assert code == 0, err
     names = ["ada/low-base", "ada/low-m4-lora", "ada/low-m12-lora"]
     assert [row["repo_id"] for row in json.loads(out)["repositories"]] == names

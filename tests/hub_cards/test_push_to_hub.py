@@ -125,7 +125,7 @@ def test_models_and_processors(run, hub_server, transfer):
     assert facts.repo_id == "ada/tiny"
     assert 'revision = "ada/tiny", "main"' in card
     assert facts.stated.license is None
-    assert "license:" not in card.partition("\n---\n")[0], "no licence is invented"
+    assert "license:" not in card.partition("\n---\n")[0], "no license is invented"
     config = json.loads(files["config.json"].data)
     assert config["vision_model_name_or_path"] is None, "folders of the training machine stay at home"
     repo = hub_server.store.repos["ada/tiny"]

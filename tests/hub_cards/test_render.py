@@ -96,8 +96,8 @@ def test_a_dash_in_the_place_of_a_number_is_noticed_and_the_reverse(facts):
 
 def test_links_of_the_family_go_where_they_say(facts):
     text = render_card(facts)
-    for neighbour in facts.family:
-        assert f"[{neighbour.repo_id}](https://huggingface.co/{neighbour.repo_id})" in text
+    for neighbor in facts.family:
+        assert f"[{neighbor.repo_id}](https://huggingface.co/{neighbor.repo_id})" in text
     assert differences(
         text.replace("](https://huggingface.co/ada/tiny-m1)", "](https://huggingface.co/eve/tiny-m1)"), facts
     )
@@ -109,12 +109,12 @@ def test_missing_facts_are_shown_as_missing(facts):
     )
     text = render_card(bare)
     shown = read_back(text)
-    assert shown.glance["Licence"].startswith("—")
+    assert shown.glance["License"].startswith("—")
     assert shown.glance["Mean score"] == shown.glance["Time to first token"] == "—"
     assert all(row["mean"] == "—" for row in shown.family)
     assert "model-index" not in shown.metadata
     assert "license" not in shown.metadata
-    assert "Nobody has stated the licence" in text
+    assert "Nobody has stated the license" in text
     assert "Not measured." in text
     assert "Training data: not stated." in text
     assert not re.search(r"\| 0(\.0+)? \|", text)
@@ -157,7 +157,7 @@ def test_no_fact_breaks_the_card(facts, sizes, text):
     card = render_card(nasty)
     assert lint_card(card, sizes, facts.repo_id) == []
     shown = read_back(card)
-    assert shown.glance["Licence"] == "mit"
+    assert shown.glance["License"] == "mit"
     assert [row["m"] for row in shown.family] == ["1", "7", "12"]
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "mit"
     plain = re.sub(r"^(`{3,}).*?^\1$", "", card.split("\n---\n", 1)[1], flags=re.MULTILINE | re.DOTALL)
@@ -221,9 +221,9 @@ def test_tasks_that_look_alike_stay_apart(facts):
         ("- custom_code\n", "- custom_code\ndatasets:\n- /data/x\n", "datasets '/data/x'"),
         ("plots/score_vs_m.png", "plots/nowhere.png", "plots/nowhere.png, which is not there"),
         ("![Milliseconds per question", "![](plots/score_vs_m.png) ![Milliseconds per question", "no alternative text"),
-        ("## Licence", "More information needed\n\n## Licence", "left over"),
-        ("## Licence", "see /home/me/notes\n\n## Licence", "left over"),
-        ("## Licence", "{{ licence }}\n\n## Licence", "left over"),
+        ("## License", "More information needed\n\n## License", "left over"),
+        ("## License", "see /home/me/notes\n\n## License", "left over"),
+        ("## License", "{{ license }}\n\n## License", "left over"),
         ("| seed | 3 |", "| seed | 3 | 4 |", "different length"),
         ("answer = ask(", "answer = = ask(", "does not compile"),
         ('repo, revision = "ada/tiny-m7"', 'repo, revision = "eve/tiny-m7"', "loads 'eve/tiny-m7'"),

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText
 
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMModel
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm import FusedVLMImageFeatures, labelled_states
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm import FusedVLMImageFeatures, labeled_states
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_placeholders import repeat_features, scatter_visual_tokens
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ConversationCollator
@@ -178,10 +178,10 @@ def test_the_loss_is_that_of_the_next_token(model, processor, answer_logits_only
     assert abs(naive_loss(logits, batch["labels"].roll(1, -1)) - expected) > 0.01
 
 
-def test_labelled_states_are_the_ones_in_front_of_their_label():
+def test_labeled_states_are_the_ones_in_front_of_their_label():
     states = torch.arange(10.0).reshape(2, 5, 1)
     labels = torch.tensor([[-100, 7, -100, 8, 9], [6, -100, -100, -100, 5]])
-    kept, following = labelled_states(states, labels)
+    kept, following = labeled_states(states, labels)
     assert kept.squeeze(-1).tolist() == [0, 2, 3, 8]
     assert following.tolist() == [7, 8, 9, 5]  # the 6 in the first place has nothing in front of it
 

@@ -128,7 +128,7 @@ def test_keys_see_the_image_only_when_asked(mqt):
     )
     seen.load_state_dict(connector.state_dict())
     views = cases("mqt")["features_m2_patches"]
-    # A learned linear pooling: the map of normalised patches to tokens is affine when keys are positions alone.
+    # A learned linear pooling: the map of normalized patches to tokens is affine when keys are positions alone.
     ones, zeros = connector.value_norm(views[:1]), connector.value_norm(views[1:2])
     for module, is_linear in ((connector, True), (seen, False)):
         values = module.value_norm

@@ -223,7 +223,7 @@ def test_bf16_drift_is_small(variant, model, processor):
     assert 0 < drift < 0.2
 
 
-def quantisation(kind: str):
+def quantization(kind: str):
     if kind == "torchao int8":
         pytest.importorskip("torchao")
         from torchao.quantization import Int8WeightOnlyConfig
@@ -241,11 +241,11 @@ def quantisation(kind: str):
 
 
 @pytest.fixture(scope="module")
-def quantisable(tmp_path_factory):
+def quantizable(tmp_path_factory):
     """A variant whose LLM has widths that 4-bit kernels take."""
     from transformers import LlamaConfig
 
-    folder = tmp_path_factory.mktemp("quantisable")
+    folder = tmp_path_factory.mktemp("quantizable")
     config = LlamaConfig(
         vocab_size=len(tiny.text_tokenizer()), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=1024, initializer_range=0.05, bos_token_id=1, eos_token_id=2,
@@ -258,13 +258,13 @@ def quantisable(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["torchao int8", "bitsandbytes int8", "bitsandbytes nf4", "dictionary"])
 @torch.no_grad()
-def test_quantising_touches_the_llm_only(quantisable, processor, tmp_path, kind):
-    variant, model = quantisable
-    quantised = FusedVLMForConditionalGeneration.from_pretrained(variant, quantization_config=quantisation(kind))
+def test_quantizing_touches_the_llm_only(quantizable, processor, tmp_path, kind):
+    variant, model = quantizable
+    quantized = FusedVLMForConditionalGeneration.from_pretrained(variant, quantization_config=quantization(kind))
     plain = dict(model.named_modules())
     changed = {
         name
-        for name, module in quantised.named_modules()
+        for name, module in quantized.named_modules()
         if isinstance(module, torch.nn.Linear)
         and (type(module) is not type(plain[name]) or type(module.weight) is not type(plain[name].weight)
              or type(module.weight.data) is not type(plain[name].weight.data))
@@ -274,10 +274,10 @@ def test_quantising_touches_the_llm_only(quantisable, processor, tmp_path, kind)
     inputs = encode(processor, CONVERSATIONS[:2])
     exact = model(**inputs).logits
     real = inputs["attention_mask"].bool()
-    likeness = torch.cosine_similarity(quantised(**inputs).logits[real].float(), exact[real], dim=-1).mean()
+    likeness = torch.cosine_similarity(quantized(**inputs).logits[real].float(), exact[real], dim=-1).mean()
     assert 0.9 < likeness < 1
-    # Saving writes the trained parts, bit for bit, and no claim to be quantised.
-    quantised.save_pretrained(tmp_path)
+    # Saving writes the trained parts, bit for bit, and no claim to be quantized.
+    quantized.save_pretrained(tmp_path)
     again = FusedVLMForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again(**inputs).logits, exact)
 

@@ -142,7 +142,7 @@ def test_local_config_and_checkpoint_become_a_model_that_never_needs_open_clip(l
     saved = FusedVLMForConditionalGeneration.from_pretrained(tmp_path / "variant")
     assert torch.equal(saved.model.get_view_features(pixels)[0], tokens)
     assert "open_clip" not in "".join(file.read_text() for file in (tmp_path / "variant").glob("*.py"))
-    # The views are normalised as open_clip does it.
+    # The views are normalized as open_clip does it.
     processor = tiny.build_tiny_processor(model)
     assert list(processor.image_processor.image_mean) == pytest.approx(list(source.visual.preprocess_cfg["mean"]))
 

@@ -337,7 +337,7 @@ MUTANTS = [
         "modeling_fusedvlm/modeling_fusedvlm.py",
         "following = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)",
         "following = labels",
-        ("tests/modeling_fusedvlm/test_answering.py::test_labelled_states_are_the_ones_in_front_of_their_label",),
+        ("tests/modeling_fusedvlm/test_answering.py::test_labeled_states_are_the_ones_in_front_of_their_label",),
     ),
     Mutant(
         "labels are for the token itself (the loss as a whole)",
@@ -361,7 +361,7 @@ MUTANTS = [
         ("tests/modeling_fusedvlm/test_modeling.py::test_text_only_training_batch_has_zero_gradients_not_none",),
     ),
     Mutant(
-        "beams get the images of their neighbours",
+        "beams get the images of their neighbors",
         "modeling_fusedvlm/modeling_fusedvlm_placeholders.py",
         "[entry for entry in features[name] for _ in range(copies)]",
         "[entry for _ in range(copies) for entry in features[name]]",
@@ -407,7 +407,7 @@ MUTANTS = [
         "modeling_fusedvlm/modeling_fusedvlm_loading.py",
         'skip = [*TRAINED_MODULES, "lm_head"]',
         'skip = [*TRAINED_MODULES[:2], "lm_head"]',
-        ("tests/modeling_fusedvlm/test_modeling.py::test_quantising_touches_the_llm_only",),
+        ("tests/modeling_fusedvlm/test_modeling.py::test_quantizing_touches_the_llm_only",),
     ),
     Mutant(
         "a query is pushed away from itself",
@@ -543,11 +543,11 @@ MUTANTS = [
         ("tests/data/test_sources.py::test_webdataset",),
     ),
     Mutant(
-        "a bad box spoils its neighbours",
+        "a bad box spoils its neighbors",
         "data/sources/readers.py",
         "return problem_row(f\"{where}, sample {sample['id']}: {error}\")",
         "raise",
-        ("tests/data/test_sources.py::test_a_bad_box_is_no_fault_of_its_neighbours",),
+        ("tests/data/test_sources.py::test_a_bad_box_is_no_fault_of_its_neighbors",),
     ),
     Mutant(
         "a file that changed is read from the cache",

@@ -1,4 +1,4 @@
-"""Whatever a person hands over becomes upright RGB, or one clear line."""
+"""Whatever a user hands over becomes upright RGB, or one clear line."""
 
 import base64
 import http.server
@@ -92,7 +92,7 @@ def test_bad_input_is_one_line_that_names_it(kind, tmp_path, png):
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
-def test_truncated_jpeg_is_never_a_half_grey_picture(tmp_path, cut):
+def test_truncated_jpeg_is_never_a_half_gray_picture(tmp_path, cut):
     path = tmp_path / "photo.jpg"
     tiny.picture(0, 400, 300).save(path, quality=90)
     data = path.read_bytes()
@@ -122,7 +122,7 @@ def test_modes(tmp_path):
         "cmyk.jpg": colour.convert("CMYK"),
         "rgba.png": transparent,
         "palette.png": palette,
-        "grey.png": colour.convert("L"),
+        "gray.png": colour.convert("L"),
         "bits.png": colour.convert("1"),
         "la.png": colour.convert("LA"),
     }

@@ -20,8 +20,8 @@ from fusedvlm.tests.modeling_fusedvlm.oracle import FOLDER
 
 CASES = json.loads((FOLDER / "e_images.json").read_text())["cases"]
 BACKENDS = [FusedVLMImageProcessor, FusedVLMImageProcessorPil]
-GREY_LEVEL = 1 / 255 / 0.27577711  # one grey level after CLIP's normalisation, narrowest channel
-# Before release 13 Pillow shrinks tall pictures horizontally first; with 8 bits between the passes that is up to 12 grey
+GRAY_LEVEL = 1 / 255 / 0.27577711  # one gray level after CLIP's normalization, narrowest channel
+# Before release 13 Pillow shrinks tall pictures horizontally first; with 8 bits between the passes that is up to 12 gray
 # levels in the global view. The reference was made with 13.
 OTHER_ORDER = int(PIL.__version__.partition(".")[0]) < 13
 PUBLISHED = [
@@ -65,10 +65,10 @@ def test_published_pixels(backend, case):
             expected = samples[case["key"] + "/sample"]
         else:
             grid, expected = grid[:1], samples[case["key"] + "/raw_global_sample"]
-        assert np.abs(grid - expected.astype(np.float32)).max() <= FLOAT16 < GREY_LEVEL
+        assert np.abs(grid - expected.astype(np.float32)).max() <= FLOAT16 < GRAY_LEVEL
 
 
-def grey_levels(backend, case: dict) -> tuple[np.ndarray, np.ndarray]:
+def gray_levels(backend, case: dict) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (H, W, 3) global square and canvas, put together again from the views."""
     processor = backend(max_local_views=case["num_crops"], do_normalize=False, do_rescale=False)
     image = synthetic(case["width"], case["height"], case["kind"])
@@ -82,15 +82,15 @@ def grey_levels(backend, case: dict) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", PUBLISHED)
-def test_every_published_grey_level(backend, case):
-    for pixels, key in zip(grey_levels(backend, case), ("global_u8_sha256_16", "hd_u8_sha256_16"), strict=True):
+def test_every_published_gray_level(backend, case):
+    for pixels, key in zip(gray_levels(backend, case), ("global_u8_sha256_16", "hd_u8_sha256_16"), strict=True):
         assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16] == case[key]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_published_pictures(backend):
     for pixels, name in zip(
-        grey_levels(backend, CASES[0]),
+        gray_levels(backend, CASES[0]),
         ("e_globalpad_640x480_smooth.png", "e_hd_640x480_smooth_nc9.png"),
         strict=True,
     ):
@@ -270,7 +270,7 @@ def test_padding_is_white_beside_a_black_picture_of_floats(backend, do_rescale):
 
 
 def test_large_squares_are_decimated_as_published():
-    """Every second pixel of a fine chequerboard survives, while anything but a square is smoothed to grey."""
+    """Every second pixel of a fine chequerboard survives, while anything but a square is smoothed to gray."""
     board = (np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8)
     kwargs = {"size": {"height": 32, "width": 32}, "max_local_views": 0, "do_normalize": False}
     image = Image.fromarray(board).convert("RGB")
@@ -280,7 +280,7 @@ def test_large_squares_are_decimated_as_published():
     assert float(wide[0, :, 4:-4].std()) < 0.1
 
 
-def test_tiles_resized_by_torchvision_are_within_one_grey_level():
+def test_tiles_resized_by_torchvision_are_within_one_gray_level():
     """The path of floats, and of tiles on accelerators."""
     image = torch.from_numpy(np.asarray(tiny.picture(2, 90, 50)).copy()).permute(2, 0, 1)
     for size in ((20, 36), (100, 180)):

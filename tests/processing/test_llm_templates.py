@@ -176,7 +176,7 @@ def test_system_text_is_literal_in_the_published_layouts(style, text, build):
     assert counts[0] == counts[1]
 
 
-def test_plain_system_text_is_tokenised_with_what_stands_around_it(build):
+def test_plain_system_text_is_tokenized_with_what_stands_around_it(build):
     processor = build()
     text = processor.apply_chat_template(conversation("plain"))
     whole = "[INST] <<SYS>>\nsystem plain\n<</SYS>>\n\n"

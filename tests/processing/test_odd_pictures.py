@@ -283,10 +283,10 @@ def test_every_layout_of_the_same_pixels_is_the_same_picture(image, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_grey_arrays_are_like_grey_pictures(backend):
-    grey = PIXELS[..., 0]
-    expected = views(backend, Image.fromarray(grey))
-    for image in (grey, grey[..., None], grey[None], np.stack([grey, grey // 2], -1), torch.from_numpy(grey.copy())):
+def test_gray_arrays_are_like_gray_pictures(backend):
+    gray = PIXELS[..., 0]
+    expected = views(backend, Image.fromarray(gray))
+    for image in (gray, gray[..., None], gray[None], np.stack([gray, gray // 2], -1), torch.from_numpy(gray.copy())):
         assert torch.equal(views(backend, image), expected)
 
 

@@ -17,7 +17,7 @@ def test_samples_repeat_and_differ():
 
 
 def test_pictures_show_their_content():
-    """The middle of a filled cell has the stated colour; an empty cell is the grey background."""
+    """The middle of a filled cell has the stated colour; an empty cell is the gray background."""
     checked = 0
     for index in range(60):
         sample = world.make_sample(1, index)

@@ -34,8 +34,8 @@ def test_clusters_separate_shapes_not_levels():
     assert clusters.members(0) == ["up1/acc", "up50/acc", "up3/acc"]
     assert clusters.members(1) == ["down1/acc", "down20/acc"]
     assert clusters.members(2) == ["flat/acc"]
-    assert clusters.normalised.min() == 0
-    assert clusters.normalised.max() == 1
+    assert clusters.normalized.min() == 0
+    assert clusters.normalized.max() == 1
     np.testing.assert_array_equal(cluster_curves([*rising, *falling, *flat], clusters=3).labels, clusters.labels)
 
 

@@ -10,7 +10,7 @@ from fusedvlm.scaling.divergence.estimators import (
     DivergenceResult,
     DivergenceStatistics,
     pair_curves,
-    summarise,
+    summarize,
 )
 
 
@@ -81,7 +81,7 @@ def test_known_correlations_and_lambda_are_recovered():
     statistics = DivergenceStatistics(40)
     for number in range(60):
         statistics.add(*branches(generator, 40, 2000, 0.35, 0.4, 0.2, scale), seed=number)
-    result = summarise(statistics)
+    result = summarize(statistics)
     assert np.mean(result.psi_eq) == pytest.approx(0.35, abs=0.01)
     assert result.psi_intra[-1] == pytest.approx(0.4, abs=0.01)
     assert result.psi_ab[-1] == pytest.approx(0.2, abs=0.01)
@@ -102,17 +102,17 @@ def test_pairs_of_different_length_average_over_those_long_enough():
     for pair in pairs:
         statistics.add(*pair)
     assert statistics.count.tolist() == [3, 3, 3, 2, 2, 1]
-    result = summarise(statistics)
+    result = summarize(statistics)
     curves = [pair_curves(*pair)["distance"] for pair in pairs]
     assert result.mean_distance[2] == pytest.approx(np.mean([c[2] for c in curves]))
     assert result.std_distance[2] == pytest.approx(np.std([c[2] for c in curves]))
     assert result.mean_distance[4] == pytest.approx(np.mean([curves[1][4], curves[2][4]]))
-    assert len(summarise(statistics, min_pairs=2).count) == 5
+    assert len(summarize(statistics, min_pairs=2).count) == 5
     assert result.psi_ab[0] is None
     assert result.psi_aa[3] != pytest.approx(result.psi_bb[3], abs=1e-3)
     assert result.psi_intra[3] == pytest.approx((result.psi_aa[3] + result.psi_bb[3]) / 2)
     with pytest.raises(ValueError, match="No n has 4 pairs; 3 pairs were read"):
-        summarise(statistics, min_pairs=4)
+        summarize(statistics, min_pairs=4)
 
 
 @pytest.mark.parametrize("reading", ["mean", "positive_part"])
@@ -134,7 +134,7 @@ def test_positive_part_is_definition_1():
     pairs = [random_pair(seed, 6) for seed in range(3)]
     for pair in pairs:
         statistics.add(*pair)
-    result = summarise(statistics)
+    result = summarize(statistics)
     n = 4
     worst = {(i, j): max(0, *(cosine(a[i], b[j]) for a, b in pairs)) for i in range(n) for j in range(n)}
     assert result.psi_eq[n - 1] == pytest.approx(np.mean([worst[i, i] for i in range(n)]), rel=1e-5)
@@ -147,11 +147,11 @@ def test_histograms_count_cosines_of_their_kind():
     generator = np.random.default_rng(1)
     for seed in range(10):
         statistics.add(*branches(generator, 30, 3000, 0.6, 0.4, 0.1, 1.0), seed=seed)
-    result = summarise(statistics)
-    centres = (BINS[1:] + BINS[:-1]) / 2
+    result = summarize(statistics)
+    centers = (BINS[1:] + BINS[:-1]) / 2
     for name, expected in {"psi_eq": 0.6, "psi_aa": 0.4, "psi_bb": 0.4, "psi_ab": 0.1}.items():
         counts = np.array(result.histograms[name])
-        assert counts @ centres / counts.sum() == pytest.approx(expected, abs=0.03)
+        assert counts @ centers / counts.sum() == pytest.approx(expected, abs=0.03)
     assert sum(result.histograms["psi_eq"]) == 300
 
 
@@ -161,7 +161,7 @@ def test_a_bound_that_breaks_is_cut_not_nan():
     a = generator.normal(size=(30, 4))
     signs = (-1.0) ** np.arange(30)[:, None]
     statistics.add(a * 0.01 + signs, a[::-1] * 0.01 - signs)  # states cancel within a branch: delta < 0
-    result = summarise(statistics)
+    result = summarize(statistics)
     assert result.tokens_with_bound < 30
     assert len(result.alpha) == result.tokens_with_bound
     assert result.n_balance is None
@@ -173,7 +173,7 @@ def test_record_survives_json():
 
     statistics = DivergenceStatistics(5)
     statistics.add(*random_pair(0))
-    result = summarise(statistics, beta=0.3)
+    result = summarize(statistics, beta=0.3)
     record = json.loads(json.dumps({"model": "x", **result.record()}, allow_nan=False))
     assert record["kind"] == "divergence"
     assert DivergenceResult.from_record(record) == result

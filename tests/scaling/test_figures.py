@@ -7,7 +7,7 @@ import pytest
 
 from fusedvlm import charts, scaling
 from fusedvlm.scaling import fit_curve, fit_power_law, group_curves, read_grid, read_scores
-from fusedvlm.scaling.divergence.estimators import DivergenceStatistics, summarise
+from fusedvlm.scaling.divergence.estimators import DivergenceStatistics, summarize
 from fusedvlm.scaling.laws.compare_curves import ModelScore
 from fusedvlm.scaling.report import figures
 from fusedvlm.scaling.tradeoff.fit_tradeoff import fit_tradeoff
@@ -25,7 +25,7 @@ def result():
     statistics = DivergenceStatistics(12)
     for _ in range(4):
         statistics.add(*generator.normal(size=(2, 12, 16)) + generator.normal(size=(2, 1, 16)))
-    return summarise(statistics, beta=0.5)
+    return summarize(statistics, beta=0.5)
 
 
 def test_scores_law_and_hollow_points():

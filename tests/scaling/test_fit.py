@@ -1,4 +1,4 @@
-"""The fit against known parameters, the paper's numbers, and a general optimiser."""
+"""The fit against known parameters, the paper's numbers, and a general optimizer."""
 
 import numpy as np
 import pytest

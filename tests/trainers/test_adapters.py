@@ -145,7 +145,7 @@ def test_adapters_resume_bit_for_bit(variant, processor, tmp_path):
 
 
 def test_accumulation_is_right_with_adapters(variant, processor, tmp_path):
-    """The loss is still summed over the step's labelled tokens."""
+    """The loss is still summed over the step's labeled tokens."""
     losses = []
     for size, accumulation in ((4, 1), (1, 4)):
         trainer = train(

@@ -12,11 +12,11 @@ from fusedvlm.trainers import GenerationArguments, GenerationTrainer
 from fusedvlm.trainers.checkpoints import (
     MARKER,
     STAGING,
+    complete_folder,
     find_last_checkpoint,
     mark_complete,
     problems,
     publish,
-    whole_folder,
     write_atomically,
 )
 
@@ -66,14 +66,14 @@ def test_a_folder_appears_only_when_its_block_ends_well(tmp_path):
     target = tmp_path / "final"
 
     def stop_half_way():
-        with whole_folder(target) as staging:
+        with complete_folder(target) as staging:
             (staging / "a").write_text("half")
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         stop_half_way()
     assert not target.exists()
-    with whole_folder(target) as staging:
+    with complete_folder(target) as staging:
         assert list(staging.iterdir()) == []
         (staging / "a").write_text("whole")
     assert problems(target) == []

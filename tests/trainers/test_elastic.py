@@ -164,7 +164,7 @@ def test_options_without_several_m_are_refused(tmp_path):
             arguments(GenerationArguments, tmp_path, **option)
 
 
-def test_training_computes_logits_of_labelled_tokens_only(backbones, processor):
+def test_training_computes_logits_of_labeled_tokens_only(backbones, processor):
     """The head's output is the largest tensor of a step; the loss and its gradients are those of all logits."""
     model = tiny.build_model(backbones)
     batch = ConversationCollator(processor, num_visual_tokens=12)(DATA[:4])
@@ -174,8 +174,8 @@ def test_training_computes_logits_of_labelled_tokens_only(backbones, processor):
     model.zero_grad()
     part = model(**batch, answer_logits_only=True, num_items_in_batch=torch.tensor(9.0))
     part.loss.backward()
-    labelled = batch["labels"][:, 1:] != -100
-    torch.testing.assert_close(part.logits, whole.logits[:, :-1][labelled], rtol=1e-5, atol=1e-5)
+    labeled = batch["labels"][:, 1:] != -100
+    torch.testing.assert_close(part.logits, whole.logits[:, :-1][labeled], rtol=1e-5, atol=1e-5)
     assert part.loss.item() == pytest.approx(whole.loss.item(), rel=1e-6)
     torch.testing.assert_close(model.model.projector.weight.grad, expected, rtol=1e-4, atol=1e-7)
 

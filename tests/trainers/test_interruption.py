@@ -324,7 +324,7 @@ def test_a_run_whose_data_ended_early_is_not_published(data, tmp_path, monkeypat
     def ends_early(self, *args, **kwargs):
         self.control.should_training_stop = True
 
-    monkeypatch.setattr(checkpoints.WholeCheckpoints, "_run_epoch", ends_early)
+    monkeypatch.setattr(checkpoints.AtomicCheckpoints, "_run_epoch", ends_early)
     recipe = recipe_of("generation", tmp_path, data)
     set_field(recipe, "training.max_steps", 3)
     with pytest.raises(RuntimeError, match="ended at step 0 of 3"):

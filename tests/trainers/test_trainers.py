@@ -108,7 +108,7 @@ def test_contrastive_loss_is_the_models_own(model, processor, tmp_path):
 
 
 def test_accumulated_micro_batches_equal_one_batch(backbones, processor, tmp_path):
-    """The loss is summed over labelled tokens of the whole step, whatever the split."""
+    """The loss is summed over labeled tokens of the whole step, whatever the split."""
     weights = []
     for size, accumulation in ((4, 1), (1, 4)):
         model = tiny.build_model(backbones)

@@ -25,7 +25,7 @@ from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import connector_cl
 from fusedvlm.modeling_fusedvlm.own_connectors import resolve_connector
 from fusedvlm.processing import FusedVLMProcessor, build_processor
 from fusedvlm.processing.build_processor import clip_query_tokenizer
-from fusedvlm.trainers.checkpoints import MARKER, problems, whole_folder
+from fusedvlm.trainers.checkpoints import MARKER, complete_folder, problems
 from fusedvlm.trainers.recipes.run_arguments import ModelArguments
 
 BYTES = "bytes"
@@ -44,7 +44,7 @@ def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir:
         ValueError: for towers that do not fit together, or a stage-1 start that is not one.
     """
     set_seed(seed)
-    with whole_on_every_rank():
+    with complete_on_every_rank():
         if arguments.model_name_or_path is None:
             model, processor = _from_backbones(arguments, stage, Path(output_dir), seed)
         else:
@@ -68,7 +68,7 @@ def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir:
 
 
 @contextmanager
-def whole_on_every_rank() -> Iterator[None]:
+def complete_on_every_rank() -> Iterator[None]:
     """Build the model whole even under ZeRO-3, which splits it later.
 
     transformers would build it split from the start, and a variant whose LLM is a reference cannot be read into that.
@@ -241,7 +241,7 @@ def write_random_llm(sizes: dict, folder: Path, seed: int) -> Path:
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
         config = _config({**sizes, **ids, "vocab_size": len(tokenizer)}, "model.text")
         set_seed(seed)
-        with whole_folder(folder) as staging:
+        with complete_folder(folder) as staging:
             AutoModelForCausalLM.from_config(config).save_pretrained(staging)
             tokenizer.save_pretrained(staging)
     return folder

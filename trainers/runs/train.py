@@ -14,14 +14,21 @@ from fusedvlm.console import say
 from fusedvlm.files import saying_when_full
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
 from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
-from fusedvlm.trainers.checkpoints import STAGING, find_last_checkpoint, mark_complete, problems, publish, require_whole
+from fusedvlm.trainers.checkpoints import (
+    STAGING,
+    find_last_checkpoint,
+    mark_complete,
+    problems,
+    publish,
+    require_complete,
+)
 from fusedvlm.trainers.contrastive import ContrastiveTrainer
 from fusedvlm.trainers.generation import GenerationTrainer
 from fusedvlm.trainers.interruption import StopSignals
 from fusedvlm.trainers.parameter_groups import describe_groups, group_parameters
 from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, world_size
 
-from .build_model import build_model_and_processor, whole_on_every_rank
+from .build_model import build_model_and_processor, complete_on_every_rank
 from .run_record import changes, describe_run, read_record, write_record
 from .training_data import data_changes, data_manifest, open_datasets
 
@@ -104,7 +111,7 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
         model=model, args=training, train_dataset=train_data, eval_dataset=eval_data, processing_class=processor,
         callbacks=[MixtureEpochs()],
     )  # fmt: skip
-    with whole_on_every_rank():
+    with complete_on_every_rank():
         trainer.throughput.shapes  # noqa: B018 - counted on a model without memory, which ZeRO-3 would try to split
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -147,7 +154,7 @@ def choose_checkpoint(plan: RunPlan, work: Path, record: dict) -> Path | None:
     """
     resume = plan.run.resume
     if resume not in ("auto", "never"):
-        return require_whole(resume)
+        return require_complete(resume)
     checkpoint = find_last_checkpoint(work, report=tell)
     if checkpoint is None:
         return None
