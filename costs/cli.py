@@ -24,11 +24,10 @@ def info(
     """
     from .variant_info import describe_variant, render_info
 
-    facts = describe_variant(model, revision)
     if json_output:
-        emit_json(facts)
+        emit_json(describe_variant(model, revision))
     else:
-        show(render_info(facts))
+        show(render_info(model, revision))
 
 
 def profile(

@@ -1,17 +1,121 @@
-"""What a variant is, read from its configuration alone (the model is built without memory for its weights)."""
+"""What a variant is, read from its configuration alone (the model is built without memory for its weights).
+
+One description serves `fusedvlm info`, the facts of cards and the comparison of both: a new field of the configuration
+is added to `VariantDescription` and shown by its `rows`.
+"""
 
 import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
-from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES, VISION_PREFIXES
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-def count_parameters(config) -> dict[str, int]:
+
+@dataclass(frozen=True)
+class Backbone:
+    """A tower: its type, and where it is from. `revision` is a commit, `license` what its publisher says."""
+
+    type: str
+    repo: str | None
+    revision: str | None
+    license: str | None = None
+
+    @property
+    def hub_id(self) -> str | None:
+        """The repository on the Hub, None for towers that are published nowhere."""
+        return self.repo if self.repo is not None and HUB_ID.fullmatch(self.repo) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantDescription:
+    """What follows from a variant's configuration.
+
+    Args:
+        num_visual_tokens, num_followup_visual_tokens: m and m'.
+        trained_num_visual_tokens: every m the weights were trained with.
+        parameters: all parameters by group; the groups add up to the model.
+        connector, connector_summary: how view tokens become visual tokens, and that in a sentence; no sentence for the
+            fused one.
+        counts_per_view: whether m counts the tokens of each view.
+        possible_num_visual_tokens: every m there is, where it is not simply 1 to the largest trained one.
+    """
+
+    num_visual_tokens: int
+    num_followup_visual_tokens: int
+    trained_num_visual_tokens: tuple[int, ...]
+    max_local_views: int
+    image_size: int
+    tokens_per_view: int
+    fuse_question: bool
+    parameters: Mapping[str, int]
+    vision: Backbone
+    language_model: Backbone
+    connector: str = "fused"
+    connector_summary: str | None = None
+    counts_per_view: bool = False
+    possible_num_visual_tokens: tuple[int, ...] = ()
+
+    def rows(self) -> dict[str, str]:
+        """Label -> text, as cards and `fusedvlm info` show it."""
+        connector = {} if self.connector_summary is None else {"Connector": self.connector}
+        if self.counts_per_view:
+            connector["Visual tokens are counted"] = "per view"
+        return {
+            **connector,
+            "Visual tokens m": str(self.num_visual_tokens),
+            "Later questions about an image": str(self.num_followup_visual_tokens),
+            "Trained with m": ", ".join(map(str, self.trained_num_visual_tokens)),
+            **self._reads(),
+            "Views per image": f"1 + up to {self.max_local_views}, {self.image_size} x {self.image_size} pixels, "
+            f"{self.tokens_per_view} tokens each",
+            "Parameters": f"{sum(self.parameters.values()):,}",
+            **{f"Parameters, {group}": f"{count:,}" for group, count in self.parameters.items()},
+        }
+
+    def _reads(self) -> dict[str, str]:
+        if self.connector_summary is None:
+            inputs = "views, question and queries" if self.fuse_question else "views and queries"
+            return {"Fusion module reads": inputs}
+        return {"Connector reads": "views and question" if self.fuse_question else "views"}
+
+
+def describe_config(config: FusedVLMConfig) -> dict[str, Any]:
+    """The fields of `VariantDescription`, by name, of a configuration."""
+    kind = config.connector_class
+    possible = tuple(m for m in kind.counts(config) if m <= config.max_num_visual_tokens)
+    derived = {
+        "trained_num_visual_tokens": tuple(sorted(set(config.trained_num_visual_tokens))),
+        "image_size": config.vision_config.image_size,
+        "parameters": count_parameters(config),
+        "vision": _backbone(config, "vision"),
+        "language_model": _backbone(config, "text"),
+        "connector_summary": kind.summary,
+        "counts_per_view": kind.per_view,
+        "possible_num_visual_tokens": () if possible == tuple(range(1, possible[-1] + 1)) else possible,
+    }
+    same_name = {field.name for field in fields(VariantDescription)} - set(derived)
+    return {name: getattr(config, name) for name in same_name} | derived
+
+
+def _backbone(config: FusedVLMConfig, role: str) -> Backbone:
+    return Backbone(
+        getattr(config, f"{role}_config").model_type,
+        getattr(config, f"{role}_model_name_or_path"),
+        getattr(config, f"{role}_model_revision"),
+    )
+
+
+def count_parameters(config: FusedVLMConfig) -> dict[str, int]:
     """Parameters by group; tied weights count once. The groups add up to the model.
 
     Raises:
@@ -34,12 +138,8 @@ def count_parameters(config) -> dict[str, int]:
     return counts
 
 
-def describe_variant(model: str, revision: str | None = None) -> dict:
-    """Facts about a variant, ready for JSON.
-
-    Raises:
-        ValueError: when there is no readable FusedVLM configuration.
-    """
+def read_variant_config(model: str, revision: str | None = None) -> FusedVLMConfig:
+    """The configuration of a folder or repository. Raises `ValueError` when there is no readable one of a variant."""
     path = Path(model)
     if path.is_dir() and not (path / "config.json").exists():
         raise ValueError(f"{model}: not a variant, config.json is missing.")
@@ -49,63 +149,54 @@ def describe_variant(model: str, revision: str | None = None) -> dict:
         raise ValueError(f"{model}: its configuration cannot be read: {str(error).splitlines()[0]}") from error
     if config.model_type != "fusedvlm":
         raise ValueError(f"{model}: a {config.model_type} model, not a FusedVLM variant.")
-    counts = count_parameters(config)
-    kind, sizes = config.connector_class, config.connector_class.describe(config)
+    return config
+
+
+def describe_variant(model: str, revision: str | None = None) -> dict[str, Any]:
+    """Facts about a variant, ready for JSON.
+
+    Raises:
+        ValueError: when there is no readable FusedVLM configuration.
+    """
+    config = read_variant_config(model, revision)
+    facts = asdict(VariantDescription(**describe_config(config)))
+    sizes = config.connector_class.describe(config)
+    towers = {"vision": facts.pop("vision"), "language_model": facts.pop("language_model")}
+    facts["connector"] = {
+        "name": facts.pop("connector"),
+        "summary": facts.pop("connector_summary"),
+        "counts_per_view": facts.pop("counts_per_view"),
+        **sizes,
+    }
     return {
         "model": model,
-        "connector": {"name": config.connector, "counts_per_view": kind.per_view, **sizes},
-        "num_visual_tokens": config.num_visual_tokens,
-        "num_followup_visual_tokens": config.num_followup_visual_tokens,
-        "trained_num_visual_tokens": sorted(config.trained_num_visual_tokens),
-        "fuse_question": config.fuse_question,
-        "max_local_views": config.max_local_views,
-        "tokens_per_view": config.tokens_per_view,
-        "image_size": config.vision_config.image_size,
-        "widths": {
-            "vision": config.vision_config.hidden_size,
-            **({"fusion": sizes["width"]} if "width" in sizes else {}),
-            "language_model": config.text_config.hidden_size,
-        },
-        "layers": {
-            "vision": config.vision_config.num_hidden_layers,
-            **({"fusion": sizes["layers"]} if "layers" in sizes else {}),
-            "language_model": config.text_config.num_hidden_layers,
-        },
+        **facts,
+        "widths": _by_part(config, "hidden_size", sizes.get("width")),
+        "layers": _by_part(config, "num_hidden_layers", sizes.get("layers")),
         "backbones": {
-            "vision": {
-                "type": config.vision_config.model_type,
-                "from": config.vision_model_name_or_path,
-                "revision": config.vision_model_revision,
-            },
-            "language_model": {
-                "type": config.text_config.model_type,
-                "from": config.text_model_name_or_path,
-                "revision": config.text_model_revision,
-            },
+            name: {"type": tower["type"], "from": tower["repo"], "revision": tower["revision"]}
+            for name, tower in towers.items()
         },
-        "parameters": {**counts, "total": sum(counts.values())},
+        "parameters": {**facts["parameters"], "total": sum(facts["parameters"].values())},
     }
 
 
-def render_info(facts: dict) -> str:
-    """The facts as lines for a terminal."""
-    trained = ", ".join(str(m) for m in facts["trained_num_visual_tokens"])
-    connector = facts["connector"]
-    sizes = [f"{name} {value}" for name, value in connector.items() if name not in ("name", "counts_per_view")]
-    each = " per view" if connector["counts_per_view"] else ""
-    lines = [
-        facts["model"],
-        f"  connector           {', '.join([connector['name'], *sizes])}",
-        f"  visual tokens       {facts['num_visual_tokens']} first, {facts['num_followup_visual_tokens']} for later "
-        f"questions{each}; trained with {trained}",
-        f"  connector reads     {'views and question' if facts['fuse_question'] else 'views only'}",
-        f"  views               1 global + up to {facts['max_local_views']} local of {facts['image_size']} pixels, "
-        f"{facts['tokens_per_view']} tokens each",
-    ]
-    for name, backbone in facts["backbones"].items():
-        source = backbone["from"] or "inside this variant"
-        at = f" at {backbone['revision']}" if backbone["revision"] else ""
-        lines.append(f"  {name.replace('_', ' '):<19} {backbone['type']} from {source}{at}")
-    for group, count in facts["parameters"].items():
-        lines.append(f"  parameters, {group:<15} {count:>15,}")
-    return "\n".join(lines)
+def _by_part(config: FusedVLMConfig, name: str, fusion: int | None) -> dict[str, int]:
+    return {
+        "vision": getattr(config.vision_config, name),
+        **({} if fusion is None else {"fusion": fusion}),
+        "language_model": getattr(config.text_config, name),
+    }
+
+
+def render_info(model: str, revision: str | None = None) -> str:
+    """The facts as lines for a terminal. Raises as `describe_variant`."""
+    config = read_variant_config(model, revision)
+    described = VariantDescription(**describe_config(config))
+    sizes = [f"{name} {value}" for name, value in config.connector_class.describe(config).items()]
+    rows = {**described.rows(), "Connector": ", ".join([described.connector, *sizes])}
+    for label, tower in (("Vision tower", described.vision), ("Language model", described.language_model)):
+        at = f" at {tower.revision}" if tower.revision else ""
+        rows[label] = f"{tower.type} from {tower.repo or 'inside this variant'}{at}"
+    width = max(map(len, rows))
+    return "\n".join([model, *(f"  {label:<{width}}  {text}" for label, text in rows.items())])

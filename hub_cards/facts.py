@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fusedvlm.costs.variant_info import HUB_ID, VariantDescription
 from fusedvlm.evaluation.results import EvaluationResults
 from fusedvlm.files import parse_json, read_yaml
 from fusedvlm.plain_data import build
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FACTS_FILE = "facts.yaml"
 
@@ -96,55 +96,19 @@ class StatedFacts:
         return build(cls, {key: value for key, value in data.items() if value is not None or key not in lists}, where)
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A tower: its type, and where it is from. `revision` is a commit."""
-
-    type: str
-    repo: str | None
-    revision: str | None
-    license: str | None = None
-
-    @property
-    def hub_id(self) -> str | None:
-        """The repository on the Hub, None for towers that are published nowhere."""
-        return self.repo if self.repo is not None and HUB_ID.fullmatch(self.repo) else None
-
-
-@dataclass(frozen=True)
-class CountedFacts:
-    """What follows from the variant's own files.
+@dataclass(frozen=True, kw_only=True)
+class CountedFacts(VariantDescription):
+    """What follows from the variant's own files: its configuration, and the files themselves.
 
     Args:
-        num_visual_tokens, num_followup_visual_tokens: m and m'.
-        trained_num_visual_tokens: every m the weights were trained with.
         self_contained: whether the language model's weights are in the repository.
-        parameters: all parameters by group; the groups add up to the model.
-        connector, connector_summary: its name, and what it does in a sentence; None for the fused one.
-        counts_per_view: whether m counts the tokens of each view.
-        possible_num_visual_tokens: every m there is, where it is not simply 1 to the largest trained one.
         weight_bytes: size of the safetensors files.
         sha256: of each file that decides how it answers, and of the license texts.
-        connector: how view tokens become visual tokens.
     """
 
-    num_visual_tokens: int
-    num_followup_visual_tokens: int
-    trained_num_visual_tokens: tuple[int, ...]
-    max_local_views: int
-    image_size: int
-    tokens_per_view: int
-    fuse_question: bool
     self_contained: bool
-    parameters: Mapping[str, int]
     weight_bytes: int
     sha256: Mapping[str, str]
-    vision: Backbone
-    language_model: Backbone
-    connector: str = "fused"
-    connector_summary: str | None = None
-    counts_per_view: bool = False
-    possible_num_visual_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

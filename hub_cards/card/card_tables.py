@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusedvlm.hub_cards.facts import Backbone, CardFacts, CountedFacts, mean_scores
+from fusedvlm.costs.variant_info import Backbone
+from fusedvlm.hub_cards.facts import CardFacts, mean_scores
 
 MISSING = "—"
 BEFORE, AFTER = ("m", "repository", "mean", "mean, images swapped"), ("first token, ms", "answer, ms")
@@ -22,19 +23,8 @@ def glance(facts: CardFacts) -> dict[str, str]:
     mean = mean_scores(facts.measured).get(m)
     latency = _latency(facts, m)
     inside = "with the language model" if counted.self_contained else "without the language model"
-    connector = {} if counted.connector_summary is None else {"Connector": counted.connector}
-    if counted.counts_per_view:
-        connector["Visual tokens are counted"] = "per view"
     return {
-        **connector,
-        "Visual tokens m": str(m),
-        "Later questions about an image": f"{counted.num_followup_visual_tokens}",
-        "Trained with m": ", ".join(map(str, counted.trained_num_visual_tokens)),
-        **_reads(counted),
-        "Views per image": f"1 + up to {counted.max_local_views}, {counted.image_size} x {counted.image_size} pixels, "
-        f"{counted.tokens_per_view} tokens each",
-        "Parameters": f"{sum(counted.parameters.values()):,}",
-        **{f"Parameters, {group}": f"{count:,}" for group, count in counted.parameters.items()},
+        **counted.rows(),
         "Weights in this repository": f"{counted.weight_bytes:,} bytes, {inside}",
         "Language model": _backbone(counted.language_model),
         "Vision tower": _backbone(counted.vision),
@@ -43,12 +33,6 @@ def glance(facts: CardFacts) -> dict[str, str]:
         "Time to first token": MISSING if latency is None else f"{_milliseconds(latency.time_to_first_token)} ms",
         "Time to a whole answer": MISSING if latency is None else f"{_milliseconds(latency.seconds_per_answer)} ms",
     }
-
-
-def _reads(counted: CountedFacts) -> dict[str, str]:
-    if counted.connector_summary is None:
-        return {"Fusion module reads": "views, question and queries" if counted.fuse_question else "views and queries"}
-    return {"Connector reads": "views and question" if counted.fuse_question else "views"}
 
 
 def _backbone(backbone: Backbone) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from fusedvlm.costs.variant_info import count_parameters
+from fusedvlm.costs.variant_info import Backbone, describe_config
 from fusedvlm.evaluation.results import EvaluationResults
 from fusedvlm.files import parse_json, read_json, sha256_of
 from fusedvlm.hub_cards.card.card_tables import AFTER, BEFORE
-from fusedvlm.hub_cards.facts import Answer, Backbone, CountedFacts, Example, StatedFacts
+from fusedvlm.hub_cards.facts import Answer, CountedFacts, Example, StatedFacts
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 from fusedvlm.plain_data import build
 
@@ -65,50 +65,29 @@ def count_facts(folder: Path, files: Files, stated: StatedFacts) -> CountedFacts
     """
     config = read_config(folder, files["config.json"])
     with building_a_model(folder):
-        model = FusedVLMConfig.from_dict(config)
-        parameters = count_parameters(model)
+        described = describe_config(FusedVLMConfig.from_dict(config))
+    for tower, license in (("vision", stated.vision_license), ("language_model", stated.llm_license)):
+        described[tower] = _published(described[tower], license)
     weights = {name: content for name, content in files.items() if name.endswith(".safetensors")}
     return CountedFacts(
-        num_visual_tokens=model.num_visual_tokens,
-        num_followup_visual_tokens=model.num_followup_visual_tokens,
-        trained_num_visual_tokens=tuple(sorted(set(model.trained_num_visual_tokens))),
-        max_local_views=model.max_local_views,
-        image_size=model.vision_config.image_size,
-        tokens_per_view=model.tokens_per_view,
-        fuse_question=model.fuse_question,
+        **described,
         self_contained=self_contained(folder),
-        parameters=parameters,
         weight_bytes=sum(content_size(content) for content in weights.values()),
         sha256={name: content_hash(files[name]) for name in sorted(files) if is_decisive(name, stated)},
-        vision=_backbone(model, "vision", stated.vision_license),
-        language_model=_backbone(model, "text", stated.llm_license),
-        **_connector_facts(model),
     )
 
 
-def _connector_facts(config) -> dict[str, Any]:
-    kind = config.connector_class
-    possible = tuple(m for m in kind.counts(config) if m <= config.max_num_visual_tokens)
-    return {
-        "connector": config.connector,
-        "connector_summary": kind.summary,
-        "counts_per_view": kind.per_view,
-        "possible_num_visual_tokens": () if possible == tuple(range(1, possible[-1] + 1)) else possible,
-    }
+def _published(backbone: Backbone, license: str | None) -> Backbone:
+    """The tower as readers of a card know it: a folder of the publisher's machine is no source."""
+    if is_local(backbone.repo) or not backbone.repo:
+        return Backbone(backbone.type, None, None, license)
+    return replace(backbone, license=license)
 
 
 def is_decisive(name: str, stated: StatedFacts) -> bool:
     """Whether a file decides how a variant answers, or is one of its license texts."""
     patterns = (*VARIANT_PATTERNS, "*.py")
     return name in stated.license_files or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _backbone(config, role: str, license: str | None) -> Backbone:
-    name = getattr(config, f"{role}_model_name_or_path")
-    if is_local(name):
-        name = None
-    revision = getattr(config, f"{role}_model_revision") if name else None
-    return Backbone(getattr(config, f"{role}_config").model_type, name, revision, license)
 
 
 def read_config(folder: Path, content: Content) -> dict:
