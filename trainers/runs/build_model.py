@@ -20,7 +20,11 @@ from transformers import (
 )
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
+from fusedvlm.modeling_fusedvlm import (
+    FusedVLMConfig,
+    FusedVLMForConditionalGeneration,
+    FusedVLMForContrastiveLearning,
+)
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import connector_class
 from fusedvlm.modeling_fusedvlm.own_connectors import resolve_connector
 from fusedvlm.processing import FusedVLMProcessor, build_processor
@@ -29,6 +33,8 @@ from fusedvlm.trainers.checkpoints import MARKER, complete_folder, problems
 from fusedvlm.trainers.recipes.run_arguments import ModelArguments
 
 BYTES = "bytes"
+# What a recipe says of a new model in the configuration's own words.
+CONFIG_FIELDS = [name for name in ModelArguments.__annotations__ if name in FusedVLMConfig.__annotations__]
 
 
 def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir: str | Path, seed: int):
@@ -182,15 +188,11 @@ def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, see
     set_seed(seed)
     answer = _answer_tower(arguments, query_tokenizer, seed) if stage == "contrastive" else None
     options = {
-        "num_visual_tokens": arguments.num_visual_tokens,
-        "num_followup_visual_tokens": arguments.num_followup_visual_tokens,
+        **{name: getattr(arguments, name) for name in CONFIG_FIELDS},
         "trained_num_visual_tokens": arguments.trained_num_visual_tokens or [arguments.num_visual_tokens],
-        "max_local_views": arguments.max_local_views,
-        "fuse_question": arguments.fuse_question,
         "query_vocab_size": len(query_tokenizer),
         "query_eos_token_id": query_tokenizer.eos_token_id,
         "connector": connector,
-        "connector_config": arguments.connector_config,
         "fuser_config": arguments.fuser_config if connector_class(connector).has_fusion_decoder else None,
         "vision_revision": arguments.vision_revision,
         "text_revision": arguments.text_revision,
