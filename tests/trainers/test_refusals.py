@@ -19,7 +19,8 @@ from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
 from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
 from fusedvlm.trainers.recipes.recipe_files import load_recipe
 from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run
-from fusedvlm.trainers.runs.build_model import require_source
+from fusedvlm.trainers.recipes.run_arguments import ModelArguments
+from fusedvlm.trainers.runs.build_model import build_model_and_processor, require_source
 from fusedvlm.trainers.runs.training_data import data_changes, refuse_stale_manifest
 
 WRONG_NUMBERS = {
@@ -220,6 +221,12 @@ def test_a_start_that_is_not_there_is_said_to_be_missing(path, tmp_path, monkeyp
         ValueError, match=f"model_name_or_path={path} does not exist: run the stage that writes it first"
     ):
         require_source("model.model_name_or_path", path, "config.json")
+
+
+def test_a_connector_without_stage_1_is_not_sent_to_it(tmp_path):
+    arguments = ModelArguments(model_name_or_path="runs/contrastive/final", connector="pool")
+    with pytest.raises(ValueError, match="pool connector has no stage 1: .* --model.model_name_or_path null"):
+        build_model_and_processor(arguments, "generation", tmp_path, 0)
 
 
 def test_a_folder_above_the_model_is_told_from_the_model(tmp_path):

@@ -115,7 +115,15 @@ def set_visual_tokens(
 def _from_saved(arguments: ModelArguments, stage: str):
     kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
     path = arguments.model_name_or_path
-    require_source("model.model_name_or_path", path, "config.json")
+    try:
+        require_source("model.model_name_or_path", path, "config.json")
+    except ValueError as error:
+        if arguments.connector is None or connector_class(resolve_connector(arguments.connector)).has_contrastive_stage:
+            raise
+        raise ValueError(
+            f"model.model_name_or_path={path} does not exist, and the {arguments.connector} connector has no stage 1: "
+            "train it from its backbones with --model.model_name_or_path null."
+        ) from error
     if Path(path).is_dir() and (Path(path) / MARKER).exists():
         wrong = problems(Path(path), contents=False)
         if wrong:
