@@ -225,7 +225,7 @@ def test_a_start_that_is_not_there_is_said_to_be_missing(path, tmp_path, monkeyp
 
 def test_a_connector_without_stage_1_is_not_sent_to_it(tmp_path):
     arguments = ModelArguments(model_name_or_path="runs/contrastive/final", connector="pool")
-    with pytest.raises(ValueError, match="pool connector has no stage 1: .* --model.model_name_or_path null"):
+    with pytest.raises(ValueError, match=r"pool connector has no stage 1: .* --model.model_name_or_path null"):
         build_model_and_processor(arguments, "generation", tmp_path, 0)
 
 
