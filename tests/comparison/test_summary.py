@@ -20,6 +20,7 @@ from fusedvlm.comparison.summary import (
     verdicts,
 )
 from fusedvlm.evaluation import EvaluationResults, Latency, TaskScore, describe_environment
+from fusedvlm.tests.phone import assert_fits_a_phone
 
 TASKS = ("colour", "shape", "letter", "list", "read")
 
@@ -112,7 +113,9 @@ def test_ticks_are_few_round_and_inside():
 
 def test_page_table_record_and_json_have_every_point(tmp_path):
     summary = Summary(points(), "fused", verdicts(points(), "fused"), ["a note"])
-    page = write_page(summary, tmp_path, "Title <1>", "lead", ["quecc at m = 2: cannot"]).read_text()
+    path = write_page(summary, tmp_path, "Title <1>", "lead", ["quecc at m = 2: cannot"])
+    assert_fits_a_phone(path, tmp_path)
+    page = path.read_text()
     assert "Title &lt;1&gt;" in page
     assert page.count("<svg") == len(PANELS) + 6
     assert "quecc at m = 2: cannot" in page

@@ -158,8 +158,8 @@ def test_webdataset(tmp_path):
     write_tar(
         tmp_path / "s-1.tar",
         {
-            "2.1.jpg": pictures[2],
-            "2.0.jpg": pictures[1],
+            "2.10.jpg": pictures[2],
+            "2.9.jpg": pictures[1],
             "2.json": json.dumps(two).encode(),
             "3.json": json.dumps(none).encode(),
         },

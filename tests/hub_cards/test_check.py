@@ -155,6 +155,7 @@ DAMAGES = {
     "m out of range": (lambda f: edit_json(f / "config.json", lambda d: d.update(num_visual_tokens=99)), "config.json", "99"),
     "a pickle": (lambda f: (f / "training_args.bin").write_bytes(pickle.dumps([1])), "training_args.bin", "pickle"),
     "a pickle under a kind name": (lambda f: (f / "training" / "notes.json").write_bytes(pickle.dumps([1])), "training/notes.json", "pickle"),
+    "a pickle with something behind it": (lambda f: (f / "notes.md").write_bytes(pickle.dumps([1]) + b"# notes"), "notes.md", "pickle"),
     "an old pickle under a kind name": (lambda f: (f / "notes.md").write_bytes(b"cos\nsystem\n(S'ls'\ntR."), "notes.md", "pickle"),
     "a pickle as weights": (lambda f: (f / "more.safetensors").write_bytes(pickle.dumps(list(range(99)))), "more.safetensors", "pickle"),
     "a zip under a kind name": (damage_zip, "notes.txt", "zip"),

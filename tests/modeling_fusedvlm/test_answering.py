@@ -138,6 +138,12 @@ def test_a_placeholder_is_never_generated(longing, processor, settings):
     assert longing.config.image_token_id not in output[0, inputs["input_ids"].shape[1] :]
 
 
+def test_a_model_that_was_never_saved_suppresses_the_placeholder(model):
+    """Built from a configuration alone, as at the beginning of training from nothing."""
+    fresh = type(model)(model.config)
+    assert fresh.generation_config.suppress_tokens == [model.config.image_token_id]
+
+
 def test_settings_that_forget_the_placeholder_are_completed(variant, tmp_path):
     """A folder whose generation settings name other tokens, or none, still suppresses the placeholder."""
     import json

@@ -18,6 +18,7 @@ def test_defaults_are_the_papers_size():
     ("kwargs", "numbers"),
     [
         ({"fuser_config": {"hidden_size": 512, "num_attention_heads": 8}}, ["512", "1024"]),
+        ({"fuser_config": {"hidden_size": 2048, "num_attention_heads": 8}}, ["2048", "1024"]),
         ({"num_visual_tokens": 400}, ["399", "49807"]),
         ({"num_visual_tokens": 0}, ["0"]),
         ({"num_visual_tokens": 300, "trained_num_visual_tokens": [1, 256]}, ["300", "1 to 256"]),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModel, AutoModelForImageTextToText, TextIteratorStreamer
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
@@ -188,6 +189,15 @@ def test_saved_by_reference_and_merged_load_to_the_same_logits(model, processor,
         )
 
 
+def test_what_joined_the_language_model_later_is_not_saved_with_it(model, tmp_path):
+    """Adapters and quantizers add tensors to the LLM that were not there when the model was made."""
+    later = {"model.language_model.layers.0.self_attn.q_proj.absmax": torch.ones(3), "lm_head.scale": torch.ones(1)}
+    model.save_pretrained(tmp_path, state_dict={**model.state_dict(), **later})
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    assert names == {name for name in model.state_dict() if not name.startswith(("model.language_model.", "lm_head."))}
+
+
 def test_merged_copy_needs_no_language_model(backbones, tmp_path):
     model = tiny.build_model(backbones)
     model.config.text_model_name_or_path = "./nowhere"
@@ -198,11 +208,12 @@ def test_merged_copy_needs_no_language_model(backbones, tmp_path):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "reference")
 
 
-def test_relative_reference_is_read_from_the_variants_folder(backbones, tmp_path):
+@pytest.mark.parametrize("reference", ["../llm", "./llm"])
+def test_relative_reference_is_read_from_the_variants_folder(backbones, tmp_path, reference):
     model = tiny.build_model(backbones)
-    (tmp_path / "llm").symlink_to(backbones / "llm")
-    model.config.text_model_name_or_path = "../llm"
+    model.config.text_model_name_or_path = reference
     model.save_pretrained(tmp_path / "variant")
+    (tmp_path / "variant" / reference).symlink_to(backbones / "llm")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "variant")
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 

@@ -35,7 +35,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-NOT_COPIED = {".git", ".venv", "runs", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis", ".ci"}
+NOT_COPIED = {
+    ".git",
+    ".venv",
+    ".venv-oldest",
+    "runs",
+    "build",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".ci",
+}
 TIMEOUT = 300  # seconds a mutation's tests may take: a mutation that makes them hang is noticed too
 SLOWEST = 900  # seconds for all named tests of one file on the unchanged tree, on a busy machine
 PASSED, FAILED = "0", "1"  # exit codes of pytest
@@ -94,18 +105,18 @@ class Copy:
         self._clock = time.time()
         self.log = folder / "log"
         where = subprocess.run(
-            [sys.executable, "-c", "import sys; sys.path.remove(''); import fusedvlm; print(fusedvlm.__file__)"],
-            cwd=self.tree,
+            [sys.executable, "-c", "import fusedvlm, fusedvlm.trainers as t; print(fusedvlm.__file__, t.__file__)"],
+            cwd=self.site,
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        if str(self.site) not in where.stdout:
+        if where.stdout.count(str(self.site)) != 2:
             raise SystemExit(f"The copy is not what Python imports: {where.stdout.strip() or where.stderr[-500:]}")
         self.server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_tests.py"))],
-            cwd=self.tree,
+            cwd=self.site,  # what tests start finds the copy, too, and not the installed package's parts
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -136,7 +147,7 @@ class Copy:
 
     def test(self, tests: tuple[str, ...] | list[str], seconds: float = TIMEOUT) -> str:
         """Run tests up to the first that fails: pytest's exit code, or "hang"; what it said is in `self.log`."""
-        request = {"tests": list(tests), "log": str(self.log), "seconds": seconds}
+        request = {"tests": [str(self.tree / test) for test in tests], "log": str(self.log), "seconds": seconds}
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         return self.server.stdout.readline().strip() or "no answer"

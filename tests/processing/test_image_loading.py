@@ -216,6 +216,16 @@ def test_a_damaged_file_is_refused_or_read_whole(name):
             loaded_or_none(bytes(damaged))
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow speaks of corrupt EXIF data
+@pytest.mark.parametrize("name", FORMATS)
+def test_half_a_picture_is_refused_whatever_pillow_was_told(name, lenient_pillow):
+    buffer = io.BytesIO()
+    tiny.picture(0, 60, 44).save(buffer, format=name, **FORMATS[name])
+    data = buffer.getvalue()
+    with pytest.raises(ValueError, match=r"damaged|truncated|not an image"):
+        load_image(data[: len(data) // 2])
+
+
 def loaded_or_none(data: bytes) -> np.ndarray | None:
     try:
         return np.asarray(load_image(data))

@@ -1,15 +1,18 @@
 """The processor: one layout from every way of asking, placeholders that agree with the model, clear refusals."""
 
 import base64
+import copy
 import io
 
 import pytest
 import torch
-from transformers import AutoProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from fusedvlm.processing import (
     FusedVLMImageProcessorPil,
     FusedVLMProcessor,
+    build_processor,
     clip_query_tokenizer,
     default_chat_template,
 )
@@ -81,6 +84,28 @@ def test_markup_typed_by_a_user_stays_text(processor, typed):
     assert typed in processor.tokenizer.decode(ids)
     assert processor.query_tokenizer.decode(inputs["question_input_ids"]) == text
     assert inputs["num_visual_tokens"].tolist() == [7]
+
+
+def test_unknown_words_do_not_become_visual_tokens(model, tmp_path):
+    """Where the vocabulary has nothing else to spare, its unknown token stands for visual tokens."""
+    words = ["<unk>", "<s>", "</s>", "what", "is", "USER", "ASSISTANT", ":", "[", "]", "INST", "/"]
+    vocabulary = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    config = copy.deepcopy(model.config)
+    config.image_token_id = tokenizer.unk_token_id
+    processor = build_processor(config, text=str(tmp_path), query_tokenizer=tiny.query_tokenizer())
+    messages = [
+        tiny.user(tiny.picture(0), text="what is a zebra?"),
+        tiny.assistant("unheard of"),
+        tiny.user(text="so?"),
+    ]
+    for system in ([], [{"role": "system", "content": "be terse"}]):
+        inputs = chat(processor, [*system, *messages])
+        assert inputs["input_ids"].eq(tokenizer.unk_token_id).sum() == inputs["num_visual_tokens"].sum() == 7 + 3
 
 
 def test_history_and_system_text_are_literal_too(processor):

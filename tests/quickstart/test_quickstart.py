@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fusedvlm.tests import fork_server
+from fusedvlm.tests.phone import assert_fits_a_phone
 from fusedvlm.tests.quickstart.smallest import TINY
 
 
@@ -94,6 +95,7 @@ def test_report_shows_what_was_measured(family, tmp_path):
     from fusedvlm.quickstart.family_report import write_report
 
     page = write_report([family], tmp_path)
+    assert_fits_a_phone(page, tmp_path / "phone")
     html = page.read_text()
     assert html.count("data:image/png;base64,") == 2 + 2  # two plots, two example images
     scores, latencies = table_after(html, "score (standard error)"), table_after(html, "latency, median of 3")

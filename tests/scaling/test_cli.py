@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from typer.testing import CliRunner
 
 from fusedvlm.scaling.cli import app, plan
+from fusedvlm.tests.phone import assert_fits_a_phone
 from fusedvlm.tests.processes import run_program
 from fusedvlm.tests.tiny import build_model, build_tiny_processor, text_tokenizer
 
@@ -334,6 +335,7 @@ def test_report_of_a_folder(measure, tmp_path):
     ):
         assert title in page
     assert "http" not in page
+    assert_fits_a_phone(tmp_path / "scaling.html", tmp_path / "phone")
     assert "matches no point" in error("scaling", "report", tmp_path, "--exclude", "benchmark=C")
     (tmp_path / "nothing").mkdir()
     assert "nothing to report" in error("scaling", "report", tmp_path / "nothing")
