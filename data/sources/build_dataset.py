@@ -5,6 +5,7 @@ from typing import Any
 from fusedvlm.data.mixing.mixture import Mixture
 from fusedvlm.data.mixing.streaming import SHUFFLE_BLOCK, StreamingMixture
 from fusedvlm.files import read_yaml
+from fusedvlm.wording import shown
 
 from .source_spec import RowStream, SourceSpec, load_source
 
@@ -31,7 +32,7 @@ def parse_data_spec(
     if isinstance(spec, list):
         spec = {"sources": spec}
     if not isinstance(spec, dict) or not isinstance(spec.get("sources"), list) or not spec["sources"]:
-        raise ValueError(f"A data section needs a list 'sources:' of mappings with type and path, got {spec!r}.")
+        raise ValueError(f"A data section needs a list 'sources:' of mappings with type and path, got {shown(spec)}.")
     unknown = sorted(set(spec) - {"sources", *OPTIONS})
     if unknown:
         raise ValueError(

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from fusedvlm.console import say
 from fusedvlm.data.boxes import Placement, boxes_to_tags, square_placement
-from fusedvlm.wording import fit
+from fusedvlm.wording import fit, shown
 
 from .converters import CONVERTERS, Sample
 from .readers import JSON_ENDINGS, convert_row, find_files, open_converted, open_table
@@ -67,7 +67,7 @@ class SourceSpec:
         }.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"Source {self.label}: {name}={getattr(self, name)!r} must be one of {', '.join(allowed)}."
+                    f"Source {self.label}: {name}={shown(getattr(self, name))} must be one of {', '.join(allowed)}."
                 )
         if not 0 < self.fraction <= 1:
             raise ValueError(f"Source {self.label}: fraction={self.fraction} must be above 0 and at most 1.")
@@ -96,7 +96,7 @@ class SourceSpec:
                     "num_proc": "a whole number from 1",
                 }
                 raise ValueError(
-                    f"A source's {name} must be {wanted.get(name, 'a number')}, got {getattr(self, name)!r}."
+                    f"A source's {name} must be {wanted.get(name, 'a number')}, got {shown(getattr(self, name))}."
                 )
 
     @property
@@ -124,7 +124,7 @@ class SourceSpec:
         if isinstance(spec, cls):
             return spec
         if not isinstance(spec, dict):
-            raise ValueError(f"A source is a mapping with type and path, got {type(spec).__name__} {spec!r}.")
+            raise ValueError(f"A source is a mapping with type and path, got {shown(spec)}.")
         if "licence" in spec and "license" not in spec:  # how it was spelled before 0.2
             spec = {"license" if name == "licence" else name: value for name, value in spec.items()}
         known = [entry.name for entry in fields(cls)]

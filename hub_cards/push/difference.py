@@ -14,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from fusedvlm.console import say
 from fusedvlm.files import read_json
 from fusedvlm.hub_cards.hub_client import Hub
-from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, PushError, one_line
+from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, OddAnswer, PushError, one_line
 
 MANIFEST = "checksums.json"
 ATTRIBUTES = ".gitattributes"  # the Hub's own
@@ -151,6 +151,8 @@ def list_refs(hub: Hub, repo_id: str):
     for tag in refs.tags:
         name, commit = tag.name, tag.target_commit
         expect(isinstance(name, str) and is_hash(commit, 40), repo_id, f"tag {one_line(repr(name))[:60]}", commit)
+    for branch in refs.branches:
+        expect(isinstance(branch.name, str), repo_id, "the name of a branch", branch.name)
     return refs
 
 
@@ -166,8 +168,7 @@ def list_branches(hub: Hub, repo_id: str) -> set[str]:
 
 def list_files(hub: Hub, repo_id: str, revision: str) -> dict[str, RemoteFile]:
     """All files of a commit."""
-    # The Hub puts a file into every repository, so a tree without any is somebody else's answer.
-    rows = hub.ask(repo_id, lambda: list(hub.api.list_repo_tree(repo_id, recursive=True, revision=revision)), bool)
+    rows = hub.ask(repo_id, lambda: _tree(hub, repo_id, revision))
     files: dict[str, RemoteFile] = {}
     for row in rows:
         if not hasattr(row, "blob_id"):
@@ -179,6 +180,19 @@ def list_files(hub: Hub, repo_id: str, revision: str) -> dict[str, RemoteFile]:
         expect(is_size and is_known, repo_id, f"file {one_line(repr(row.path))[:60]}", (file.size, file.identity))
         files[row.path] = file
     return files
+
+
+def _tree(hub: Hub, repo_id: str, revision: str) -> list:
+    """Rows of a commit's tree. One without any is believed when the repository itself lists no file either.
+
+    The Hub puts a file into every new repository, so an empty list is mostly somebody else's answer; only its owners
+    can have emptied it.
+    """
+    rows = list(hub.api.list_repo_tree(repo_id, recursive=True, revision=revision))
+    timeout = hub.retry_policy.timeout
+    if not rows and hub.api.model_info(repo_id, revision=revision, timeout=timeout).siblings != []:
+        raise OddAnswer(ValueError("no files, in a repository that has some"))
+    return rows
 
 
 def difference(hub: Hub, repo_id: str, files: Mapping[str, LocalFile], state: State | None) -> Difference:
@@ -214,6 +228,9 @@ def written_before(hub: Hub, repo_id: str, state: State) -> set[str]:
         try:
             listed = read_json(path, None)
         except ValueError:
-            say(f"{repo_id}: {MANIFEST} there is damaged, so no file of an earlier push is deleted")
-            return set()
-    return {MANIFEST, *(listed.get("files", listed) if isinstance(listed, dict) else ())}
+            listed = None
+    listed = listed.get("files", listed) if isinstance(listed, dict) else None
+    if not isinstance(listed, dict):
+        say(f"{repo_id}: {MANIFEST} there is damaged, so no file of an earlier push is deleted")
+        return set()
+    return {MANIFEST, *listed}

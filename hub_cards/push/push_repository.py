@@ -17,7 +17,7 @@ from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, PushError
 from fusedvlm.retry import RetryPolicy
 
 from .committing import COMMIT_PREFIX, message, try_commit, verify
-from .difference import Difference, State, difference, holds, list_files, list_tags, look, repo_info
+from .difference import ATTRIBUTES, Difference, State, difference, holds, list_files, list_tags, look, repo_info
 from .push_jobs import Job, Pushable, Pushed, prepare
 from .staging import branch_of, has_readers, remove_branches, stage, staging_branches
 
@@ -162,7 +162,7 @@ def refuse_conflicts(hub: Hub, job: Job, overwrite: bool) -> None:
     """Stop before anything is sent that would contradict a release or destroy somebody else's work.
 
     A release that is tagged with exactly this content is done, wherever the branch is by now, unless the branch it was
-    staged on is still there: then the main branch has yet to follow.
+    staged on is still there, or the main branch was emptied: then that has yet to follow.
 
     Raises:
         Conflict: naming the repository, the commits or files, and the way out.
@@ -173,7 +173,7 @@ def refuse_conflicts(hub: Hub, job: Job, overwrite: bool) -> None:
     if tag in state.tags:
         if not tag_is_right(hub, job):
             raise tag_conflict(job, state.tags[tag], state.head)
-        job.staged = branch_of(tag) in state.branches
+        job.staged = branch_of(tag) in state.branches or not set(state.files) - {ATTRIBUTES}
         if not job.staged:
             job.difference = Difference(keep=tuple(job.files))
     touched = {*job.difference.change, *job.difference.delete}

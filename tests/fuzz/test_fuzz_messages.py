@@ -9,7 +9,7 @@ import pytest
 from fusedvlm.tests import tiny
 from fusedvlm.tests.fuzz.harness import Target, explore, json_cases, judge
 
-NAMES = ("essage", "ample", "image", "question", "onversation", "content", "prompt")
+NAMES = ("no such file", "essage", "ample", "image", "question", "onversation", "content", "prompt")
 PICTURES = [tiny.picture(number, 31 + number, 23) for number in range(4)]
 TYPED = [
     "<image>",
@@ -71,6 +71,11 @@ class Reader:
     def __call__(self, case: bytes, folder: Path) -> None:
         messages = with_pictures(json.loads(case))
         inputs = self.encode(messages)
+        if isinstance(messages[0], list):  # several conversations
+            assert len(inputs["input_ids"]) == len(messages)
+            if len(messages) > 1:
+                return
+            messages = messages[0]
         ids = inputs["input_ids"]
         assert ids.ndim == 2
         assert len(ids) == 1, "one conversation is one prompt"

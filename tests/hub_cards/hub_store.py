@@ -128,7 +128,9 @@ class Repo:
 
     def is_large(self, path: str, size: int) -> bool:
         """Whether the Hub would keep this file outside git."""
-        patterns = [line.split()[0] for line in self.head.files[".gitattributes"].data.decode().splitlines() if line]
+        attributes = self.head.files.get(".gitattributes")
+        lines = attributes.data.decode().splitlines() if attributes else []
+        patterns = [line.split()[0] for line in lines if line]
         return size > LARGE or any(fnmatch(path.rsplit("/", 1)[-1], pattern) for pattern in patterns)
 
 

@@ -1,5 +1,6 @@
 """What a push does, call by call, against the test Hub."""
 
+import json
 import logging
 import traceback
 
@@ -8,9 +9,10 @@ from huggingface_hub import CommitOperationAdd
 
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import Conflict, PushError
-from fusedvlm.hub_cards.push.push_repository import push
+from fusedvlm.hub_cards.push.push_repository import plan, push
 from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests.hub_cards.hub_server import Fault
+from fusedvlm.tests.hub_cards.hub_store import Blob
 from fusedvlm.tests.hub_cards.synthetic import broken_promises, complete, family, release, tree, wanted
 
 pytestmark = pytest.mark.usefixtures("online")
@@ -466,3 +468,36 @@ def test_the_token_is_in_no_traceback(hub, hub_server, user, tmp_path, call, sta
     told = "".join(traceback.format_exception(error.value))
     assert "Injected" in told
     assert user not in told
+
+
+@pytest.mark.parametrize("left", [(), (".gitattributes",)], ids=["nothing", "the Hub's own file"])
+@pytest.mark.parametrize("tag", ["v1.0", "v1.1"])
+def test_a_repository_that_was_emptied_by_hand_can_be_pushed_to_again(hub, hub_server, tmp_path, left, tag):
+    """On its own branch the release is there, tagged; readers find nothing."""
+    push([release(4, tmp_path)], hub, public=True)
+    repo = hub_server.store.repos["ada/tiny-m4"]
+    repo.commit("main", "away with it", "", "ada", {name: repo.head.files[name] for name in left})
+    (tmp_path / "again").mkdir()
+    wish = release(4, tmp_path / "again", tag=tag)
+    rows, reason = plan([wish], hub)
+    assert reason is None
+    assert rows[0].difference, "a plan says what is missing"
+    push([wish], hub)
+    assert tree(repo, repo.head.oid) == wanted(wish)
+    assert tree(repo, repo.tags[tag]) == wanted(wish)
+    hub_server.calls.clear()
+    push([wish], hub)
+    assert {method for method, _, _ in hub_server.calls} == {"GET"}
+
+
+@pytest.mark.parametrize("listed", [None, [], "x", {"files": None}, {"files": ["README.md"]}, {"files": 3}])
+def test_an_odd_list_of_checksums_on_the_hub_deletes_nothing(hub, hub_server, tmp_path, listed, capfd):
+    push([release(4, tmp_path)], hub)
+    repo = hub_server.store.repos["ada/tiny-m4"]
+    odd = Blob.regular(json.dumps(listed).encode())
+    repo.commit("main", "fusedvlm push: odd", "", "ada", {**repo.head.files, "checksums.json": odd, "more.md": odd})
+    (tmp_path / "again").mkdir()
+    wish = release(4, tmp_path / "again", seed=1, tag="v1.1")
+    push([wish], hub)
+    assert "checksums.json there is damaged" in capfd.readouterr().err
+    assert "more.md" in repo.head.files

@@ -83,7 +83,7 @@ def load_recipe(name: str | Path, preset: str | Path | None = None) -> Recipe:
     path = _find(name, FOLDER)
     merged = _load_merged(path, ())
     if merged.get("stage") not in STAGES:
-        raise ValueError(f"{path}: stage must be one of {', '.join(STAGES)}, got {merged.get('stage')!r}.")
+        raise ValueError(f"{path}: stage must be one of {', '.join(STAGES)}, got {shown(merged.get('stage'))}.")
     # Once more as a whole: a field of a base may not exist at this stage.
     recipe = Recipe(merged["stage"], place_sections(merged, merged["stage"], str(path)), str(path))
     if preset is not None:
@@ -163,7 +163,7 @@ def place_sections(document: dict, stage: str, source: str) -> dict[str, dict]:
             continue
         if key in SECTIONS:
             if not isinstance(value, dict):
-                raise ValueError(f"{source}: section {key!r} must hold fields, got {value!r}.")
+                raise ValueError(f"{source}: section {key!r} must hold fields, got {shown(value)}.")
             section, values = key, value
         else:
             section, values = section_of(key, known, source), {key: value}
@@ -221,9 +221,11 @@ def _check_step(config: DictConfig, path: list[str], key: str, dotted: str) -> N
     if inner is None:
         return
     if not OmegaConf.is_config(inner):
-        raise ValueError(f"--{dotted}: {'.'.join(path)} is {inner!r}, which has no fields.")
+        raise ValueError(f"--{dotted}: {'.'.join(path)} is {shown(inner)}, which has no fields.")
     if OmegaConf.is_list(inner) and not (key.isdigit() and int(key) < len(inner)):
-        raise ValueError(f"--{dotted}: the list has {len(inner)} entries, so {key!r} must be 0 to {len(inner) - 1}.")
+        raise ValueError(
+            f"--{dotted}: the list has {len(inner)} entries, so {shown(key)} must be 0 to {len(inner) - 1}."
+        )
 
 
 def _load_merged(path: Path, above: tuple[Path, ...]) -> dict:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from trl import TrlParser
 
-from fusedvlm.wording import fit
+from fusedvlm.wording import fit, shown
 
 from .recipe_files import Recipe, load_recipe, set_field
 from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments, dataclasses_of
@@ -59,7 +59,9 @@ def split_command_line(words: Sequence[str]) -> tuple[dict[str, str], list[tuple
         elif overrides:
             overrides[-1][1].append(word)
         else:
-            raise ValueError(f"{word!r} belongs to no option; write --config {word} or --field {word}.")
+            raise ValueError(
+                f"{shown(word)} belongs to no option; write --config {fit(word, 60)} or --field {fit(word, 60)}."
+            )
     for name in ("config", "preset", "print-config"):
         given = [values for key, values in overrides if key.replace("_", "-") == name]
         overrides = [(key, values) for key, values in overrides if key.replace("_", "-") != name]
@@ -165,7 +167,7 @@ def _as_int(value: Any, default: int) -> int:
     try:
         return default if value is None else int(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"per_device_train_batch_size={value!r} is not a number of samples.") from error
+        raise ValueError(f"per_device_train_batch_size={shown(value)} is not a number of samples.") from error
 
 
 def _parse(kind: type, values: dict[str, Any], section: str) -> Any:

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fusedvlm.wording import shown
+
 QUESTION_CHOICES = {"true": (True,), "false": (False,), "both": (True, False)}
 
 
@@ -17,7 +19,7 @@ def _parse_json(value: Any, name: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON ({error}): {value}") from error
+        raise ValueError(f"{name} is not JSON ({error}): {shown(value)}") from error
 
 
 @dataclass
@@ -147,7 +149,7 @@ class DataArguments:
                 continue
             if sources is not None and not (isinstance(sources, list) and all(isinstance(s, dict) for s in sources)):
                 raise ValueError(
-                    f"data.{name} must be a YAML file or a list of mappings with `type` and `path`, got {sources!r}."
+                    f"data.{name} must be a YAML file or a list of mappings with `type` and `path`, got {shown(sources)}."
                 )
         if not self.sources:
             raise ValueError("data.sources is empty: name at least one source, e.g. --data.sources.0.path data.jsonl.")
@@ -196,11 +198,11 @@ class VariantArguments:
         self.pairs = _parse_json(self.pairs, "variants.pairs")
         self.fuse_question = str(self.fuse_question).lower()
         if self.fuse_question not in QUESTION_CHOICES:
-            raise ValueError(f"variants.fuse_question={self.fuse_question!r} must be true, false or both.")
+            raise ValueError(f"variants.fuse_question={shown(self.fuse_question)} must be true, false or both.")
         for pair in self.pairs or []:
             counts = isinstance(pair, list) and len(pair) == 2 and all(type(count) is int for count in pair)
             if not counts or not 1 <= pair[1] <= pair[0]:
-                raise ValueError(f"variants.pairs: {pair!r} must be [m, m'] with 1 <= m' <= m.")
+                raise ValueError(f"variants.pairs: {shown(pair)} must be [m, m'] with 1 <= m' <= m.")
         if not self.pairs:
             raise ValueError("variants.pairs is empty: name at least one [m, m'].")
         if len({tuple(pair) for pair in self.pairs}) < len(self.pairs) or len({p[0] for p in self.pairs}) < len(
