@@ -149,7 +149,7 @@ class DataArguments:
                 continue
             if sources is not None and not (isinstance(sources, list) and all(isinstance(s, dict) for s in sources)):
                 raise ValueError(
-                    f"data.{name} must be a YAML file or a list of mappings with `type` and `path`, got {shown(sources)}."
+                    f"data.{name} must be a YAML file or a list of mappings with type and path, got {shown(sources)}."
                 )
         if not self.sources:
             raise ValueError("data.sources is empty: name at least one source, e.g. --data.sources.0.path data.jsonl.")
