@@ -242,6 +242,7 @@ def read_config(
         "merge_views": "model.merger.conv.weight" in state,
         "newline_token": "model.merger.newline" in state,
         "fuse_question": options.fuse_question,
+        "fusion_row_per_turn": False,  # the published code packs all questions about an image into one row
         "max_local_views": options.max_local_views,
         **counts,
     }

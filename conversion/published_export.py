@@ -53,6 +53,11 @@ def export_published(source: str, output: str, max_shard_size: str = "5GB") -> C
         report.notes.append("The published code forgets enable_local_merge=False and enable_token_crlf=False on load.")
     if config.fuse_question is False:
         report.notes.append("fuse_question=False has no field there: give the research code empty questions.")
+    if config.fusion_row_per_turn:
+        report.notes.append(
+            "fusion_row_per_turn=True has no field there: the research code reads later questions behind earlier ones; "
+            "ask one question per conversation."
+        )
     return report
 
 

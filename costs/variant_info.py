@@ -48,6 +48,7 @@ class VariantDescription:
             fused one.
         counts_per_view: whether m counts the tokens of each view.
         possible_num_visual_tokens: every m there is, where it is not simply 1 to the largest trained one.
+        fusion_row_per_turn: whether each question about an image is read on a fusion row of its own.
     """
 
     num_visual_tokens: int
@@ -64,6 +65,7 @@ class VariantDescription:
     connector_summary: str | None = None
     counts_per_view: bool = False
     possible_num_visual_tokens: tuple[int, ...] = ()
+    fusion_row_per_turn: bool = False
 
     def rows(self) -> dict[str, str]:
         """Label -> text, as cards and `fusedvlm info` show it."""
@@ -73,7 +75,7 @@ class VariantDescription:
         return {
             **connector,
             "Visual tokens m": str(self.num_visual_tokens),
-            "Later questions about an image": str(self.num_followup_visual_tokens),
+            "Later questions about an image": f"{self.num_followup_visual_tokens}{self._turns()}",
             "Trained with m": ", ".join(map(str, self.trained_num_visual_tokens)),
             **self._reads(),
             "Views per image": f"1 + up to {self.max_local_views}, {self.image_size} x {self.image_size} pixels, "
@@ -81,6 +83,10 @@ class VariantDescription:
             "Parameters": f"{sum(self.parameters.values()):,}",
             **{f"Parameters, {group}": f"{count:,}" for group, count in self.parameters.items()},
         }
+
+    def _turns(self) -> str:
+        is_own = self.fusion_row_per_turn and self.connector_summary is None  # other connectors have no fusion rows
+        return ", each question on a fusion row of its own" if is_own else ""
 
     def _reads(self) -> dict[str, str]:
         if self.connector_summary is None:

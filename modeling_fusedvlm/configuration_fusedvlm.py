@@ -91,6 +91,11 @@ class FusedVLMConfig(PreTrainedConfig):
             the upper end of the dial. Defaults to `[num_visual_tokens]`.
         max_local_views (`int`): HD setting, most local views per image (HD-9 is 9).
         fuse_question (`bool`, *optional*): whether the connector reads the question; by default it does if it can.
+        fusion_row_per_turn (`bool`, *optional*): whether every turn's question reads the views on a fusion row of its
+            own, so that its visual tokens depend on image, question and m alone; `False` is the published row, on which
+            a question stands behind those before it. New models have it; `False` where a file does not say, as every
+            file before the field. Other connectors read each turn by itself anyway (fusedvlm's docs/reference.md, "A
+            row per turn").
         distinct_queries (`bool`): one embedding row per query; `False` gives every query the eos row, so that only
             their positions differ (the published `append_special_padding=False`).
         first_query_token_id (`int`): embedding row of the first query; the query tokenizer's vocabulary size.
@@ -132,6 +137,7 @@ class FusedVLMConfig(PreTrainedConfig):
     trained_num_visual_tokens: list[int] | None = None
     max_local_views: int = 9
     fuse_question: bool | None = None
+    fusion_row_per_turn: bool | None = None
     distinct_queries: bool = True
     first_query_token_id: int = 49408
     merge_views: bool = True

@@ -111,7 +111,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
                 connector, as are the two above.
             image_token_id: placeholder in the LLM's vocabulary; by default a reserved token of its tokenizer.
             vision_revision, text_revision: commits, tags or branches; the commit they resolve to is stored.
-            config_kwargs: further fields of `FusedVLMConfig`.
+            config_kwargs: further fields of `FusedVLMConfig`; `fusion_row_per_turn` is on unless given.
 
         Raises:
             ValueError: when widths disagree or the LLM's tokenizer has no reserved token for placeholders.
@@ -140,8 +140,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             text_model_revision=pinned_revision(text, text_revision),
             vision_model_name_or_path=vision_name,
             vision_model_revision=pinned_revision(vision_name, vision_revision),
-            **fields,
-            **config_kwargs,
+            **{**fields, **{name: value for name, value in config_kwargs.items() if value is not None}},
         )
         wanted = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
         # CODEPATH: SigLIP towers, whose pooling head is not built here.

@@ -67,6 +67,8 @@ class FusedVLMConnector(nn.Module):
         cacheable_views: whether view tokens of a frozen tower can be kept on disk.
         has_fusion_decoder: whether `fuser_config` describes a part of it.
         has_contrastive_stage: whether stage 1 can train it.
+        turn_rows: whether a turn's question reads the views by itself, so that its visual tokens do not depend on the
+            turns before it: "always", or "optional" (`fusion_row_per_turn` decides).
         parameter_groups: {label: prefixes of parameter names}, for counts, cards and `fusedvlm info`.
         lora_prefix: modules that the LoRA preset "fusion" adapts.
     """
@@ -81,6 +83,7 @@ class FusedVLMConnector(nn.Module):
     cacheable_views = True
     has_fusion_decoder = False
     has_contrastive_stage = False
+    turn_rows = "always"
     parameter_groups: dict[str, tuple[str, ...]] = {"connector": ("model.connector.",)}
     lora_prefix = "model.connector."
 
@@ -139,6 +142,8 @@ class FusedVLMConnector(nn.Module):
             raise ValueError(f"connector_config has {unknown[0]!r}; the {cls.name} connector knows {known}.")
         _set_default(config, "fuse_question", lambda config: cls.reads_question != "never")
         cls.check_question(config)
+        _set_default(config, "fusion_row_per_turn", lambda config: cls.turn_rows == "always")
+        cls.check_turn_rows(config)
         cls._complete_parts(config)
         settings = cls.complete_settings(config, {**cls.settings, **given})
         config.connector_config = settings or None
@@ -153,6 +158,12 @@ class FusedVLMConnector(nn.Module):
             raise ValueError(f"The {cls.name} connector reads no question; set fuse_question=False or leave it out.")
         if not config.fuse_question and cls.reads_question == "always":
             raise ValueError(f"The {cls.name} connector reads the question; set fuse_question=True or leave it out.")
+
+    @classmethod
+    def check_turn_rows(cls, config: PreTrainedConfig) -> None:
+        """Raise `ValueError` when `fusion_row_per_turn` asks for turns that read each other and cannot."""
+        if not config.fusion_row_per_turn and cls.turn_rows == "always":
+            raise ValueError(f"The {cls.name} connector reads every turn by itself; leave fusion_row_per_turn out.")
 
     @classmethod
     def _complete_parts(cls, config: PreTrainedConfig) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import LlamaModel, PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
 from .modeling_fusedvlm_connector_parts import grid_side, split_questions
 from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
+from .modeling_fusedvlm_turns import has_later_turns, read_turns, read_views, share_cache
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
 # CLIP normalizes only the class token on its own; here its final LayerNorm is applied to every token (fusedvlm's
@@ -39,6 +40,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     per_view = False
     has_fusion_decoder = True
     has_contrastive_stage = True
+    turn_rows = "optional"
     parameter_groups = {"fusion": ("model.fuser.",), "projection": ("model.projector.",)}
     lora_prefix = "model.fuser."
 
@@ -75,7 +77,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         query_eos_token_id: int,
         fuser_config: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        """A decoder of the tower's width, whose queries stand behind the query tokenizer's vocabulary."""
+        """A decoder of the tower's width with a row per turn, whose queries stand behind the tokenizer's vocabulary."""
         fuser = {
             "hidden_size": vision_config.hidden_size,
             "intermediate_size": vision_config.intermediate_size,
@@ -84,7 +86,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
             "eos_token_id": query_eos_token_id,
             **(fuser_config or {}),
         }
-        return {"fuser_config": fuser, "first_query_token_id": query_vocab_size}
+        return {"fuser_config": fuser, "first_query_token_id": query_vocab_size, "fusion_row_per_turn": True}
 
     @classmethod
     def check(cls, config: PreTrainedConfig) -> None:
@@ -215,7 +217,11 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         keep_questions = self.config.fuse_question
         # Not the embedding's device: its weight may be offloaded.
         text_tokens = self.embed_segments(plan, question_input_ids, view_tokens.device)
-        rows = build_fusion_rows(view_tokens.to(text_tokens[0]), text_tokens, plan, keep_questions)
+        view_tokens = view_tokens.to(text_tokens[0])
+        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
+        if self.config.fusion_row_per_turn and has_later_turns(plan):
+            return read_turns(self.model.fuser, view_tokens, text_tokens, plan, keep_questions)
+        rows = build_fusion_rows(view_tokens, text_tokens, plan, keep_questions)
         states = self.model.fuser(
             inputs_embeds=rows.embeds, attention_mask=rows.attention_mask, use_cache=False
         ).last_hidden_state
@@ -243,13 +249,17 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     def image_flops(
         self, num_views: int, question_lengths: Sequence[int], counts: Sequence[int], share: float
     ) -> float:
-        """By formula: one row of views, questions and queries; every position through the linear layers."""
+        """By formula: every view, question and query token once through the linear layers, whatever the rows."""
         config = self.config.fuser_config
         # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
-        questions = sum(question_lengths) if self.config.fuse_question else 0
-        row = num_views * self.tokens_per_view(self.config) + questions + sum(counts)
+        lengths = question_lengths if self.config.fuse_question else [0] * len(counts)
+        views = num_views * self.tokens_per_view(self.config)
+        turns = [length + count for length, count in zip(lengths, counts, strict=True)]
+        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
+        behind = turns if self.config.fusion_row_per_turn else [sum(turns)]
+        squares = views**2 + sum((views + turn) ** 2 - views**2 for turn in behind)
         linear = sum(layer.weight.numel() for layer in self.model.fuser.modules() if isinstance(layer, nn.Linear))
-        return 2.0 * linear * row + share * 4 * config.num_hidden_layers * config.hidden_size * row**2
+        return 2.0 * linear * (views + sum(turns)) + share * 4 * config.num_hidden_layers * config.hidden_size * squares
 
     def projection_flops(self, num_tokens: int) -> float:
         """One linear layer."""
@@ -281,18 +291,22 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     @torch.no_grad()
     def start_fusion(self, view_tokens: torch.Tensor) -> Cache:
         """Cache of V x T positions of one image's views."""
-        cache = DynamicCache(config=self.config.fuser_config)
-        self.model.fuser(inputs_embeds=view_tokens.flatten(0, 1)[None], past_key_values=cache, use_cache=True)
-        return cache
+        return read_views(self.model.fuser, view_tokens.flatten(0, 1)[None])
 
     @torch.no_grad()
     def continue_fusion(
         self, state: Cache, question_input_ids: torch.Tensor | None, num_visual_tokens: int
     ) -> torch.Tensor:
-        """(m, C) states of one more question, equal to those of one pass over all (the decoder is causal)."""
+        """(m, C) states of one more question, equal to those of one pass over all (the decoder is causal).
+
+        With a row per turn `state` stays as it is: every question continues the views.
+        """
         length = 0 if question_input_ids is None else len(question_input_ids)
         self.config.check_num_visual_tokens(num_visual_tokens)
         plan = build_fusion_plan(1, num_visual_tokens, question_lengths=[length])
         embeds = self.embed_segments(plan, question_input_ids, state.layers[0].keys.device)[0]
+        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
+        if self.config.fusion_row_per_turn:
+            state = share_cache(state)
         states = self.model.fuser(inputs_embeds=embeds[None], past_key_values=state, use_cache=True).last_hidden_state
         return states[0, -num_visual_tokens:]

@@ -130,7 +130,8 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
             view_features: (V, T, C) of one image.
 
         Returns:
-            Cache of V x T positions. `copy.deepcopy` it to ask several first questions about the same image.
+            Cache of V x T positions. With `fusion_row_per_turn` every question continues it as it is, also from several
+            threads; without, `copy.deepcopy` it to ask several first questions about the same image.
 
         Raises:
             ValueError: for connectors that keep nothing between questions.
@@ -143,11 +144,12 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """Ask one more question about a cached image; costs only the question's tokens and the queries.
 
         Args:
-            cache: from `start_fusion`, extended in place.
+            cache: from `start_fusion`; with `fusion_row_per_turn` left as it is, without extended in place.
             question_input_ids: (length,) or None.
             num_visual_tokens: m or m'.
 
         Returns:
-            (m, C) fusion states, equal to those of one pass over all questions (the decoder is causal).
+            (m, C) fusion states, equal to those of one pass over all questions (the decoder is causal). Equal for every
+            order of the questions with `fusion_row_per_turn`.
         """
         return self.connector.continue_fusion(cache, question_input_ids, num_visual_tokens)

@@ -28,6 +28,8 @@ FREE_FIELDS = {
     "chunk_size_feed_forward", "is_encoder_decoder", "pretraining_tp", "quantization_config", "gradient_checkpointing",
     "max_position_embeddings", "image_mean", "image_std", "vision_use_head", "distributed_config",
 }  # fmt: skip
+# What weights of the fused connector were trained with whose record is older than the field.
+BEFORE_THE_FIELD = {"fusion_row_per_turn": False}
 # Of the LLM these are settings of generation; of the fusion decoder, `eos_token_id` is the row of every last query.
 TEXT_FREE_FIELDS = FREE_FIELDS | {"bos_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id"}
 STAGE_1_ONLY = re.compile(r"(model\.)?(answer_tower\.|answer_projection\.|image_projection\.|logit_scale$)")
@@ -100,6 +102,8 @@ def read_record(file: str) -> dict | None:
 def record_differences(config, record: dict) -> list[str]:
     """One line per field of `config` that differs from a record, e.g. "fuse_question is False, trained with True"."""
     found = []
+    if record.get("connector", "fused") == "fused":
+        record = {**BEFORE_THE_FIELD, **record}
     for name, value in trained_fields(config).items():
         if name not in record or (name == "answer_config" and None in (value, record[name])):
             continue  # a field that the saving version did not have, or a stage without answers

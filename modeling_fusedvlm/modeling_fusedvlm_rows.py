@@ -11,7 +11,8 @@ One fusion row per image (fusedvlm's docs/reference.md, "Fusion rows"):
     [view 1 .. view n][question 1][query 1 .. query m-1][eos][question 2][query 1 .. query m'-1][eos] ...
 
 The decoder is causal, so a query never sees what comes after it: the states of segment 1 do not depend on how many
-questions follow, and query i does not depend on how many queries follow it.
+questions follow, and query i does not depend on how many queries follow it. Here a later question reads the earlier
+ones; `modeling_fusedvlm_turns.py` gives every question a row of its own.
 """
 
 from collections.abc import Sequence

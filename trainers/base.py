@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import Trainer
 from transformers.utils import logging
 
-from fusedvlm.files import write_json
+from fusedvlm.files import read_json, write_json
 from fusedvlm.lazy import late_function
 from fusedvlm.trainers.callbacks.invariants import WeightWatch
 from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
@@ -83,6 +83,20 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         self.throughput = Throughput(model, self.trainable_names, args.peak_tflops)
         self.add_callback(self.throughput)
         self.add_callback(WeightWatch(self.trainable_names, args.watch_steps))
+
+    def prepare_to_resume(self, checkpoint: Path) -> None:
+        """Read turns as the run did so far: one begun before `fusion_row_per_turn` goes on with packed rows."""
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        path = checkpoint / "config.json"
+        if model.config.connector_class.turn_rows != "optional" or not path.is_file():  # an adapter has no config
+            return
+        begun = bool(read_json(path).get("fusion_row_per_turn"))
+        if begun != model.config.fusion_row_per_turn:
+            logger.warning(
+                f"{checkpoint.name} was trained with fusion_row_per_turn={begun}, so the run goes on with it; to "
+                "change it, begin a new run from those weights."
+            )
+            model.config.fusion_row_per_turn = begun
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write this package's card where transformers would write its own; arguments as in `transformers.Trainer`."""

@@ -164,6 +164,8 @@ class AtomicCheckpoints:
         self._is_resuming_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self.stopped_by, self._saved_step, self._is_within_step, self._boundary = 0, None, False, None
         path = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._is_resuming_from is not None:
+            self.prepare_to_resume(self._is_resuming_from)
         restore, stop = _RestoreLogging(self), StopSignals()
         self.add_callback(restore)
         try:
@@ -176,6 +178,9 @@ class AtomicCheckpoints:
         if self.stopped_by:
             raise TrainingInterrupted(self.stopped_by, self._describe_stop())
         return result
+
+    def prepare_to_resume(self, checkpoint: Path) -> None:
+        """What has to be as it was when the checkpoint was written and is not restored with its weights."""
 
     def _train_until_stopped(self, stop: StopSignals, path: str | None, kwargs: dict):
         callback = StopAtBoundary(self, stop)

@@ -54,6 +54,8 @@ def test_the_variant_works_as_a_whole(published, tmp_path):
     convert_published(published, tmp_path / "variant", ConversionOptions(dtype="float32", max_local_views=2))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "variant")
     processor = AutoProcessor.from_pretrained(tmp_path / "variant")
+    assert model.config.fusion_row_per_turn is False  # the published row is packed
+    assert json.loads((tmp_path / "variant" / "config.json").read_text())["fusion_row_per_turn"] is False
     assert processor.image_processor.size.height == 84
     assert processor.image_processor.max_local_views == model.config.max_local_views == 2
     inputs = processor.apply_chat_template(

@@ -121,27 +121,33 @@ def test_queries_are_nested(model, views):
         torch.testing.assert_close(states[:-1], largest[: m - 1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def packed(backbones):
+    """As published: a question stands on the row behind those before it."""
+    return tiny.build_model(backbones, fusion_row_per_turn=False)
+
+
 @torch.no_grad()
-def test_later_questions_do_not_change_earlier_states(model, views):
-    alone = fuse(model, views, QUESTIONS[:1], [7])
-    together = fuse(model, views, QUESTIONS, [7, 3, 2])
+def test_later_questions_do_not_change_earlier_states(packed, views):
+    alone = fuse(packed, views, QUESTIONS[:1], [7])
+    together = fuse(packed, views, QUESTIONS, [7, 3, 2])
     torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=1e-5)
-    other_first = fuse(model, views, [[1, 2, 3], *QUESTIONS[1:]], [7, 3, 2])
+    other_first = fuse(packed, views, [[1, 2, 3], *QUESTIONS[1:]], [7, 3, 2])
     assert (other_first[1] - together[1]).abs().max() > 1e-3  # but an earlier question does change later ones
 
 
 @torch.no_grad()
-def test_incremental_fusion_equals_one_pass(model, views):
-    whole = fuse(model, views, QUESTIONS, [7, 3, 2])
-    cache = model.model.start_fusion(views)
+def test_incremental_fusion_equals_one_pass(packed, views):
+    whole = fuse(packed, views, QUESTIONS, [7, 3, 2])
+    cache = packed.model.start_fusion(views)
     assert cache.get_seq_length() == views.shape[0] * views.shape[1]
     untouched = copy.deepcopy(cache)
     for question, count, expected in zip(QUESTIONS, [7, 3, 2], whole, strict=True):
-        states = model.model.continue_fusion(cache, torch.tensor(question), count)
+        states = packed.model.continue_fusion(cache, torch.tensor(question), count)
         torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
     # The same cached image serves another user's first question.
-    again = model.model.continue_fusion(untouched, torch.tensor([9, 9]), 4)
-    torch.testing.assert_close(again, fuse(model, views, [[9, 9]], [4])[0], atol=1e-5, rtol=1e-5)
+    again = packed.model.continue_fusion(untouched, torch.tensor([9, 9]), 4)
+    torch.testing.assert_close(again, fuse(packed, views, [[9, 9]], [4])[0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from fusedvlm.trainers import (
     group_parameters,
     select_trainable,
 )
+from fusedvlm.trainers.checkpoints import mark_complete
 
 
 def sample(seed: int, turns: int = 2) -> dict:
@@ -158,6 +159,42 @@ def test_resumed_run_equals_the_uninterrupted_one(backbones, processor, tmp_path
     assert resumed_losses == losses
     for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_a_run_begun_before_the_field_goes_on_with_packed_rows(backbones, processor, tmp_path, caplog):
+    """The script that began it builds a model with a row per turn today."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+    def run(folder, resume=None, **fields):
+        model = tiny.build_model(backbones, **fields)
+        args = arguments(GenerationArguments, folder, **options)
+        trainer = GenerationTrainer(model=model, args=args, train_dataset=DATA, processing_class=processor)
+        trainer.train(resume_from_checkpoint=resume)
+        return model
+
+    whole = run(tmp_path / "whole", fusion_row_per_turn=False)
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    config = json.loads((checkpoint / "config.json").read_text())
+    del config["fusion_row_per_turn"]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    mark_complete(checkpoint)
+    resumed = run(tmp_path / "resumed", resume=str(checkpoint))
+    assert resumed.config.fusion_row_per_turn is False
+    assert "trained with fusion_row_per_turn=False" in caplog.text
+    for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    other_rows = run(tmp_path / "new")
+    assert not torch.equal(other_rows.model.projector.weight, whole.model.projector.weight)
+
+
+def test_checkpointed_layers_learn_the_same_from_turns(backbones, processor, tmp_path):
+    weights = []
+    for checkpointing in (False, True):
+        model = tiny.build_model(backbones)
+        args = arguments(GenerationArguments, tmp_path, gradient_checkpointing=checkpointing, max_grad_norm=0.0)
+        GenerationTrainer(model=model, args=args, train_dataset=DATA, processing_class=processor).train()
+        weights.append(model.model.projector.weight.detach().clone())
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=1e-3)
 
 
 def test_frozen_tower_and_its_own_learning_rate(backbones):

@@ -43,6 +43,8 @@ class ModelArguments:
             model's own, or fused, when not given.
         connector_config: its settings.
         fuse_question: whether the connector reads the question; by default it does if it can.
+        fusion_row_per_turn: whether each turn's question reads the views on a fusion row of its own; when not given, as
+            the saved model does, and true for a new one.
         fuser_config: sizes of the fused connector's decoder that differ from the tower's; others have none.
         attn_implementation: eager, sdpa or flash_attention_2; the best there is by default.
         dtype: dtype of the trained weights.
@@ -90,6 +92,9 @@ class ModelArguments:
     )
     fuse_question: bool | None = field(
         default=None, metadata={"help": "Whether the connector reads the question; by default it does if it can."}
+    )
+    fusion_row_per_turn: bool | None = field(
+        default=None, metadata={"help": "A fusion row for each turn; the saved model's own way, or true for a new one."}
     )
     fuser_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Sizes of the fusion decoder, as JSON."}

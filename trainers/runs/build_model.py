@@ -66,6 +66,9 @@ def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir:
     if arguments.fuse_question is not None:
         model.config.fuse_question = arguments.fuse_question
         model.config.connector_class.check_question(model.config)
+    if arguments.fusion_row_per_turn is not None:
+        model.config.fusion_row_per_turn = arguments.fusion_row_per_turn
+        model.config.connector_class.check_turn_rows(model.config)
     model.config.max_local_views = processor.image_processor.max_local_views = arguments.max_local_views
     if arguments.text_dtype is not None and hasattr(model.model, "language_model"):
         model.model.language_model.to(getattr(torch, arguments.text_dtype))

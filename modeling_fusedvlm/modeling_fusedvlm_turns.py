@@ -1,0 +1,214 @@
+"""A fusion row per turn: every question about an image reads its views alone, and the views are computed once.
+
+Asked for is one row for each question, as if it were the first (fusedvlm's docs/reference.md, "A row per turn"):
+
+    [view 1 .. view n][question 1][query 1 .. query m-1][eos]
+    [view 1 .. view n][question 2][query 1 .. query m'-1][eos] ...
+
+The decoder is causal, so the views are the same in all of them. Here they stand once, with all questions behind:
+
+    [view 1 .. view n][question 1][query 1 .. query m-1][eos][question 2][query 1 .. query m'-1][eos] ...
+
+Positions begin again behind the views with every question, and a mask hides the questions from each other.
+
+Shape legend
+    I   images     P   view tokens of the image with most     Q   question and query tokens of the image with most
+    C   width      G   segments: one question asked about one image
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from .modeling_fusedvlm_rows import FusionPlan, build_fusion_rows
+
+
+def _allowed(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(I, q, k) bool as it is, for all heads."""
+    return visible[:, None]
+
+
+def _added(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(I, q, k) bool to what is added to the scores of all heads."""
+    hidden = ~visible[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+# Attention implementations that take a mask of any form, and its form; the others (flash, flex) take none.
+MASK_FORMS: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {"sdpa": _allowed, "eager": _added}
+
+
+def has_later_turns(plan: FusionPlan) -> bool:
+    """Whether any image is asked more than one question; without, a row per turn is a row per image."""
+    return len({segment.image for segment in plan.segments}) < len(plan.segments)
+
+
+@dataclass
+class TurnRows:
+    """Views and turns of each image, each padded on the right.
+
+    `views` (I, P, C) and `is_view` (I, P); `texts` (I, Q, C), their `position_ids` (I, Q) and `visible` (I, Q, P + Q),
+    True where a text token sees a view or text token; `spans[g]` = (image, start, stop) of segment g in `texts`.
+    """
+
+    views: torch.Tensor
+    is_view: torch.Tensor
+    texts: torch.Tensor
+    position_ids: torch.Tensor
+    visible: torch.Tensor
+    spans: list[tuple[int, int, int]]
+
+
+def build_turn_rows(
+    view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan, keep_questions: bool
+) -> TurnRows:
+    """Lay out the views and turns of every image, with a mask by which a turn sees the views and itself.
+
+    Args:
+        view_tokens: (V, T, C).
+        text_tokens: per segment, (question tokens + m_g, C) embedded question and queries.
+        plan: the batch.
+        keep_questions: whether `text_tokens` hold the question in front of the queries.
+    """
+    device, tokens_per_view = view_tokens.device, view_tokens.shape[1]
+    views = pad_sequence([part.flatten(0, 1) for part in view_tokens.split(plan.views_per_image)], batch_first=True)
+    num_views = [count * tokens_per_view for count in plan.views_per_image]
+    parts: list[list[torch.Tensor]] = [[view_tokens.new_zeros(0, view_tokens.shape[-1])] for _ in num_views]
+    turns: list[list[int]] = [[] for _ in num_views]  # of each text token: which turn it belongs to
+    places: list[list[int]] = [[] for _ in num_views]  # and its place behind the views
+    spans = []
+    for segment, tokens in zip(plan.segments, text_tokens, strict=True):
+        image, start = segment.image, len(turns[segment.image])
+        turns[image] += [len(parts[image])] * len(tokens)
+        places[image] += range(len(tokens))
+        parts[image].append(tokens)
+        skipped = segment.num_question_tokens if keep_questions else 0
+        spans.append((image, start + skipped, len(turns[image])))
+    texts = pad_sequence([torch.cat(part) for part in parts], batch_first=True)
+    size = texts.shape[1]
+    turn = torch.tensor([numbers + [0] * (size - len(numbers)) for numbers in turns], device=device)
+    place = torch.tensor([numbers + [0] * (size - len(numbers)) for numbers in places], device=device)
+    lengths = torch.tensor(num_views, device=device)
+    is_view = torch.arange(views.shape[1], device=device)[None] < lengths[:, None]
+    # Padding is turn 0: it sees views and padding, nobody sees it, and none of its rows is without anything to see.
+    is_own = (turn[:, :, None] == turn[:, None]) & torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    visible = torch.cat([is_view[:, None].expand(-1, size, -1), is_own], dim=2)
+    return TurnRows(views, is_view, texts, lengths[:, None] + place, visible, spans)
+
+
+def read_turns(
+    fuser: LlamaModel,
+    view_tokens: torch.Tensor,
+    text_tokens: list[torch.Tensor],
+    plan: FusionPlan,
+    keep_questions: bool,
+) -> list[torch.Tensor]:
+    """(m_g, C) states at the queries and eos of every segment, each on a row of its own.
+
+    Arguments as in `build_turn_rows`. Three ways to one result (to rounding): the views fill a key-value cache, and all
+    turns continue it at once under a mask; where layers are checkpointed, and keep no cache, one pass over views and
+    turns under that mask; without masks, as under flash attention, every turn continues a copy of its image's cache.
+    """
+    form_mask = MASK_FORMS.get(fuser.config._attn_implementation)
+    # Asked of the layers themselves: the model's property is named differently from version to version.
+    is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in fuser.modules())
+    keeps_cache = not (fuser.training and is_checkpointed)
+    if form_mask is None:
+        read = _read_from_copies if keeps_cache else _read_repeated
+        return read(fuser, view_tokens, text_tokens, plan)
+    rows = build_turn_rows(view_tokens, text_tokens, plan, keep_questions)
+    states = (_read_behind_cache if keeps_cache else _read_in_one_pass)(fuser, rows, form_mask)
+    return [states[image, start:stop] for image, start, stop in rows.spans]
+
+
+def _read_behind_cache(fuser: LlamaModel, rows: TurnRows, form_mask: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """(I, Q, C): views first, all turns behind them; the causal part needs no mask, which is what makes it cheap."""
+    cache = read_views(fuser, rows.views, rows.is_view)
+    return fuser(
+        inputs_embeds=rows.texts,
+        attention_mask=form_mask(rows.visible, rows.texts.dtype),
+        position_ids=rows.position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+
+def _read_in_one_pass(fuser: LlamaModel, rows: TurnRows, form_mask: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """(I, Q, C): one row per image under the whole mask."""
+    images, length = rows.views.shape[:2]
+    positions = torch.arange(length, device=rows.views.device).expand(images, -1)
+    # Views are padded behind, so that no view sees padding; padding sees views, and is not seen.
+    causal = torch.ones(length, length, dtype=torch.bool, device=rows.views.device).tril().expand(images, -1, -1)
+    hidden = torch.zeros(1, dtype=torch.bool, device=rows.views.device).expand(images, length, rows.texts.shape[1])
+    visible = torch.cat([torch.cat([causal, hidden], dim=2), rows.visible], dim=1)
+    states = fuser(
+        inputs_embeds=torch.cat([rows.views, rows.texts], dim=1),
+        attention_mask=form_mask(visible, rows.views.dtype),
+        position_ids=torch.cat([positions, rows.position_ids], dim=1),
+        use_cache=False,
+    ).last_hidden_state
+    return states[:, length:]
+
+
+def _read_from_copies(
+    fuser: LlamaModel, view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan
+) -> list[torch.Tensor]:
+    """Per segment (m_g, C): rows of text, each behind its image's keys and values, with masks of padding alone."""
+    rows = build_fusion_rows(view_tokens, [], replace(plan, segments=[]), keep_questions=False)
+    is_view = rows.attention_mask.bool()
+    cache = read_views(fuser, rows.embeds, is_view)
+    images = torch.tensor([segment.image for segment in plan.segments], device=view_tokens.device)
+    cache.batch_select_indices(images)
+    texts = pad_sequence(text_tokens, batch_first=True)
+    place = torch.arange(texts.shape[1], device=texts.device)
+    lengths = torch.tensor([len(tokens) for tokens in text_tokens], device=texts.device)
+    states = fuser(
+        inputs_embeds=texts,
+        attention_mask=torch.cat([is_view[images], place[None] < lengths[:, None]], dim=1).long(),
+        position_ids=is_view.sum(-1)[images][:, None] + place,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return [
+        row[len(tokens) - segment.num_visual_tokens : len(tokens)]
+        for row, tokens, segment in zip(states, text_tokens, plan.segments, strict=True)
+    ]
+
+
+def _read_repeated(
+    fuser: LlamaModel, view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan
+) -> list[torch.Tensor]:
+    """Per segment (m_g, C): literally one row per turn, views repeated."""
+    views = view_tokens.split(plan.views_per_image)
+    repeated = [views[segment.image] for segment in plan.segments]
+    segments = [replace(segment, image=row) for row, segment in enumerate(plan.segments)]
+    alone = FusionPlan([len(part) for part in repeated], segments, plan.num_samples)
+    rows = build_fusion_rows(torch.cat(repeated), text_tokens, alone, keep_questions=False)
+    states = fuser(inputs_embeds=rows.embeds, attention_mask=rows.attention_mask, use_cache=False).last_hidden_state
+    return [
+        states[row, stop - segment.num_visual_tokens : stop]
+        for (row, _, stop), segment in zip(rows.spans, plan.segments, strict=True)
+    ]
+
+
+def read_views(fuser: LlamaModel, views: torch.Tensor, is_view: torch.Tensor | None = None) -> Cache:
+    """Key-value cache of (I, P, C) view tokens, of which `is_view` (I, P) are there; all by default."""
+    cache = DynamicCache(config=fuser.config)
+    mask = None if is_view is None else is_view.long()
+    fuser(inputs_embeds=views, attention_mask=mask, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def share_cache(cache: Cache) -> Cache:
+    """A cache that begins with the same keys and values and can be extended by itself; no tensor is copied.
+
+    Extending a `DynamicCache` joins tensors into new ones, so the shared ones stay as they are.
+    """
+    shared = copy.copy(cache)
+    shared.layers = [copy.copy(layer) for layer in cache.layers]
+    return shared
