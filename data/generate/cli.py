@@ -1,6 +1,6 @@
 """`fusedvlm data questions` and `fusedvlm data documents`: training data made by models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +83,7 @@ def answer_entry(name: str, text: str, **more: Any) -> dict[str, Any]:
 
 def write_or_read_batch(
     requests: Callable[[], Any],
+    keys: Callable[[], Iterable[str]],
     output: Path,
     ask: Any,
     entry_of: Callable[[str], dict[str, Any]],
@@ -94,6 +95,7 @@ def write_or_read_batch(
 
     Args:
         requests: gives key and conversation of each.
+        keys: gives the keys alone.
         output: of the command; the journal lies beside it.
         ask: an endpoint, for the bodies of the requests.
         entry_of: text of an answer to its journal entry.
@@ -108,7 +110,7 @@ def write_or_read_batch(
             written = write_batches(requests(), batch_out, ask.body, journal)
             show(f"{written['requests']} requests in {written['files']} files under {batch_out}")
             return True
-        counts = read_batches(batch_in or [], (key for key, _ in requests()), journal, entry_of)
+        counts = read_batches(batch_in or [], keys(), journal, entry_of)
         say("Read " + ", ".join(f"{count} {what}" for what, count in counts.items() if count) + ".")
     return False
 
@@ -167,7 +169,8 @@ def questions(
     if route in ("write", "read"):
         requests = partial(prompts_of, samples, options)
         entry_of = partial(answer_entry, "reply")
-        if write_or_read_batch(requests, output, ask, entry_of, batch_out, batch_in, retry_declined):
+        keys = lambda: (key for key, _ in requests())  # noqa: E731
+        if write_or_read_batch(requests, keys, output, ask, entry_of, batch_out, batch_in, retry_declined):
             return
     report = write_questions(samples, output, None if route == "read" else ask, options)
     if json_output:
@@ -221,6 +224,7 @@ def documents(
         EndpointReader,
         NougatReader,
         SentenceEmbedder,
+        keys_of_pages,
         prompts_of_pages,
         read_documents,
     )
@@ -240,7 +244,8 @@ def documents(
     if route in ("write", "read"):
         requests = partial(prompts_of_pages, samples, read, author)
         entry_of = partial(answer_entry, "reading", similarity=None)
-        if write_or_read_batch(requests, output, read.ask, entry_of, batch_out, batch_in, retry_declined):
+        keys = partial(keys_of_pages, samples, author)
+        if write_or_read_batch(requests, keys, output, read.ask, entry_of, batch_out, batch_in, retry_declined):
             return
     asked = None if route == "read" else read
     report = read_documents(samples, output, asked, embed, limits, author, concurrency, retry_declined)

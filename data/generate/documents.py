@@ -184,6 +184,11 @@ def prompts_of_pages(
             say(f"{page['id']}: {error}")
 
 
+def keys_of_pages(samples: Iterable[Sample], author: str) -> Iterator[str]:
+    """Keys of the same conversations, without opening a picture."""
+    return (page_key(page, author) for page in pages_of(samples))
+
+
 def collect_pages(
     samples: Iterable[Sample],
     output: str | Path,
@@ -206,7 +211,9 @@ def collect_pages(
                 continue
             report["pages"] += 1
             entry = journal.get(page_key(page, author))
-            if entry is None:
+            if entry is None and not is_readable(page):  # a batch never asks about it
+                report["dropped"]["image cannot be read"] += 1
+            elif entry is None:
                 report["unanswered"] += 1
             elif entry["kind"] in ("refused", "cut"):
                 report[entry["kind"]] += 1
@@ -229,6 +236,15 @@ def collect_pages(
     if others:
         report["dropped"]["not one image"] = others
     return report
+
+
+def is_readable(page: Sample) -> bool:
+    """Whether a page's image can be opened."""
+    try:
+        load_image(page["images"][0])
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def page_key(page: Sample, author: str) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from transformers import (
     BertConfig,
     BertModel,
@@ -185,3 +186,51 @@ def test_command_with_an_endpoint(pages, embedder, tmp_path):
         result = CliRunner().invoke(app, [*command, "--model", "m", "--embedding-model", embedder])
     assert result.exit_code == 0, result.exception
     assert "kept 2 of 3 pages" in result.stdout
+
+
+def test_an_offline_batch_of_pages_and_back(pages, embedder, tmp_path):
+    """The page that cannot be opened is in no batch, and does not keep the work from being finished."""
+    out, batch = tmp_path / "out.jsonl", tmp_path / "batch"
+    words = ["documents", str(pages), "--type", "chat", "-o", str(out), "--model", "m", "--embedding-model", embedder]
+    run = lambda *more: CliRunner().invoke(app, [*words, *more])  # noqa: E731
+    assert "2 requests in 1 files" in run("--batch-out", str(batch)).stdout
+    requests = [json.loads(line) for line in (batch / "requests-00000.jsonl").read_text().splitlines()]
+    assert all(request["body"]["messages"][0]["content"][0]["type"] == "image_url" for request in requests)
+    body = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": TEXT}}]}
+    answers = [
+        {"custom_id": requests[0]["custom_id"], "response": {"status_code": 200, "body": body}, "error": None},
+        {"custom_id": requests[1]["custom_id"], "response": None, "error": {"code": "batch_expired"}},
+    ]
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    first = run("--batch-in", str(tmp_path / "answers.jsonl"), "--json")
+    assert "1 requests had no answer" in str(first.exception)
+    report = json.loads(first.stdout)
+    assert (report["kept"], report["unanswered"], report["dropped"]) == (1, 1, {"image cannot be read": 1})
+    assert "1 requests in 1 files" in run("--batch-out", str(tmp_path / "rest")).stdout
+    answers[1] |= answers[0] | {"custom_id": requests[1]["custom_id"]}
+    (tmp_path / "rest.jsonl").write_text(json.dumps(answers[1]))
+    last = run("--batch-in", str(tmp_path / "rest.jsonl"))
+    assert last.exit_code == 0, last.exception
+    assert "kept 2 of 3 pages" in last.stdout
+    assert "image cannot be read" in last.stdout
+    similarities = [json.loads(line).get("similarity") for line in out.with_name("out.jsonl.journal").open()]
+    assert similarities.count(None) == 2, "readings of a batch are compared when they are collected"
+    assert len(similarities) == 4
+
+
+def test_pages_converted_by_several_processes_are_the_same_work(pages, tmp_path):
+    """`num_proc` shares the files of a source; a run with it goes on where one without it stopped."""
+    rows = pages.read_text().splitlines()
+    files = [tmp_path / f"part-{number}.jsonl" for number in range(len(rows))]
+    for file, row in zip(files, rows, strict=True):
+        file.write_text(row)
+    spec = {"type": "chat", "path": [str(file) for file in files], "image_folder": str(tmp_path)}
+    for number, extra in enumerate(({}, {"num_proc": 2})):
+        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump({"sources": [{**spec, **extra}]}))
+    with chat_server(lambda body, before: TEXT) as (address, seen):
+        for number in (1, 0, 1):
+            words = ["documents", str(tmp_path / f"{number}.yaml"), "-o", str(tmp_path / "out.jsonl"), "--model", "m"]
+            result = CliRunner().invoke(app, [*words, "--base-url", address, "--embedding-model", "none"])
+            assert result.exit_code == 0, result.exception
+            assert "kept 2 of 3 pages" in result.stdout
+            assert len(seen) == 2
