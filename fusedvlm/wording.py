@@ -20,3 +20,13 @@ def fit(message: object, limit: int = LONGEST_MESSAGE) -> str:
     """
     text = " ".join(str(message).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def end_of(path: object, limit: int = 80) -> str:
+    """A path whose beginning is left out where it is long: the file's own name is at its end.
+
+    >>> end_of("/data/a/b/c.json", 12)
+    '...b/c.json'
+    """
+    text = str(path)
+    return text if len(text) <= limit else "..." + text[3 - limit :]

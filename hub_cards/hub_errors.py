@@ -16,6 +16,7 @@ from huggingface_hub.utils import parse_ratelimit_headers
 
 from fusedvlm.redaction import known_secrets, redact
 from fusedvlm.retry import TRANSIENT_STATUS, retry_after
+from fusedvlm.wording import fit
 
 # huggingface_hub speaks through httpx up to 1.x and through httpx2 since 2.0; its own error derives from the right one.
 http = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
@@ -26,6 +27,7 @@ ODD_ANSWERS = (LookupError, TypeError, AttributeError)
 CALL_ERRORS = (http.HTTPError, OSError, ValueError, RuntimeError, *ODD_ANSWERS)
 TRANSIENT_TRANSPORT = (http.TimeoutException, http.NetworkError, http.RemoteProtocolError, http.ProxyError)
 AGAIN = "run the same command again, it goes on where it stopped"
+SAID = 140  # characters of what others say
 
 
 class PushError(RuntimeError):
@@ -132,10 +134,10 @@ def explain(error: BaseException, about: str, secret: str | None = None) -> Push
         error = OddAnswer(error)
     for kinds, text in _BY_KIND:
         if isinstance(error, kinds):
-            return PushError(f"{about}: {text.format(error=one_line(error, secret), again=AGAIN)}", status)
+            return PushError(f"{about}: {text.format(error=fit(one_line(error, secret), SAID), again=AGAIN)}", status)
     if isinstance(error, ValueError) and "Invalid metadata" in str(error):
-        return Conflict(f"{about}: the Hub refuses the card: {one_line(error, secret)}")
-    said = one_line(getattr(error, "server_message", None) or error, secret)
+        return Conflict(f"{about}: the Hub refuses the card: {fit(one_line(error, secret), SAID)}")
+    said = fit(one_line(getattr(error, "server_message", None) or error, secret), SAID)
     if status is None:
         return PushError(f"{about}: {said or type(error).__name__}; {AGAIN}")
     return PushError(f"{about}: {_BY_STATUS.get(status, _OTHER).format(status=status, said=said, again=AGAIN)}", status)

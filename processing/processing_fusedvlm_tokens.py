@@ -228,7 +228,7 @@ def pad_rows(
     """Truncate and pad rows as the tokenizer would, with the per-token extras that were asked for.
 
     Raises:
-        ValueError: when truncation would cut visual tokens.
+        ValueError: when truncation would cut visual tokens, and when rows of several lengths shall be one tensor.
     """
     max_length = text_kwargs.get("max_length")
     if text_kwargs.get("truncation") and max_length is not None:
@@ -244,6 +244,12 @@ def pad_rows(
         return_attention_mask=True,
         verbose=False,
     )
+    lengths = sorted({len(ids) for ids in padded["input_ids"]})
+    if text_kwargs.get("return_tensors") and len(lengths) > 1:
+        raise ValueError(
+            f"The {len(rows)} prompts have {lengths[0]} to {lengths[-1]} tokens, and a tensor has rows of one length: "
+            'pass padding=True (with apply_chat_template: processor_kwargs={"padding": True}).'
+        )
     data = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
     if text_kwargs.get("return_token_type_ids"):
         data["token_type_ids"] = [[0] * len(ids) for ids in data["input_ids"]]

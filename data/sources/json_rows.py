@@ -11,7 +11,7 @@ from typing import IO, Any
 import fsspec
 import ijson
 
-from fusedvlm.wording import fit, shown
+from fusedvlm.wording import end_of, fit, shown
 
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -33,12 +33,12 @@ def read_json_rows(path: str) -> Iterator[tuple[int, Any]]:
         with fsspec.open(address, "rb", compression="infer") as raw:
             file = _Joined(raw)
             if not file.start:
-                raise ValueError(f"{path}: no rows; the file is empty.")
+                raise ValueError(f"{end_of(path)}: no rows; the file is empty.")
             yield from (_array_rows if file.start.startswith(b"[") else _line_rows)(file, path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}).") from None
+        raise ValueError(f"{end_of(path)}: not text in UTF-8 ({error.reason} at byte {error.start}).") from None
     except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: a damaged archive ({error}); fetch it again.") from None
+        raise ValueError(f"{end_of(path)}: a damaged archive ({error}); fetch it again.") from None
 
 
 class _Joined:
@@ -68,10 +68,11 @@ def _zip_member(path: str) -> str:
         with fsspec.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a zip file ({error}); fetch it again.") from None
+        raise ValueError(f"{end_of(path)}: not a zip file ({error}); fetch it again.") from None
     names = [name for name in names if name.endswith((".json", ".jsonl"))] or names
     if len(names) != 1:
-        raise ValueError(f"{path}: holds {len(names)} files ({', '.join(names[:5])}); unpack it and name one of them.")
+        some = fit(", ".join(names[:5]), 90)
+        raise ValueError(f"{end_of(path)}: holds {len(names)} files ({some}); unpack it and name one of them.")
     return f"zip://{names[0]}::{path}"
 
 
@@ -151,12 +152,10 @@ def _array_rows(file: _Joined, path: str) -> Iterator[tuple[int, Any]]:
     except ijson.JSONError as error:
         what = _first_line(error)
         place = "text after the closing bracket of the array" if "trailing garbage" in what else f"row {number + 1}"
-        told = (
-            f"{path}, {place}: not JSON: {what}; it is damaged, was not written to its end, or is several files in one."
-        )
-        raise ValueError(fit(told)) from None
+        why = "it is damaged, was not written to its end, or is several files in one."
+        raise ValueError(fit(f"{end_of(path)}, {place}: not JSON: {what}; {why}")) from None
     except ValueError as error:
-        raise ValueError(f"{path}, row {number + 1}: {error}") from None
+        raise ValueError(f"{end_of(path)}, row {number + 1}: {error}") from None
 
 
 def _first_line(error: ijson.JSONError) -> str:

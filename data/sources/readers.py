@@ -18,7 +18,7 @@ import datasets
 import fsspec
 
 from fusedvlm.data.boxes import find_boxes
-from fusedvlm.wording import fit
+from fusedvlm.wording import end_of, fit
 
 from .converters import CONVERTERS, Sample
 from .json_rows import read_json_rows
@@ -95,12 +95,12 @@ def convert_files(files: list[str], kind: str, options: dict[str, Any]) -> Itera
 def convert_row(row: Any, kind: str, options: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """Rows of `FEATURES` of one row of a file."""
     if isinstance(row, ValueError):  # a line that is not JSON
-        return [problem_row(f"{where}: {row}")]
+        return [problem_row(f"{end_of(where)}: {row}")]
     wanted = {key: options[key] for key in ("turns_per_sample",) if options.get(key) is not None}
     try:
         samples = list(CONVERTERS[kind](row, **wanted))
     except ValueError as error:
-        return [problem_row(f"{where}: {error}")]
+        return [problem_row(f"{end_of(where)}: {error}")]
     return [store_sample(sample, options, where) for sample in samples]
 
 
@@ -110,7 +110,7 @@ def store_sample(sample: Sample, options: dict[str, Any], where: str) -> dict[st
         if options.get("check_boxes"):
             find_boxes("\n".join(texts_of(sample)))
     except ValueError as error:
-        return problem_row(f"{where}, sample {sample['id']}: {error}")
+        return problem_row(f"{end_of(where)}, sample {sample['id']}: {error}")
     return {**sample, "id": sample["id"] or where, "images": store_images(sample), "problem": None}
 
 

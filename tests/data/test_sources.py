@@ -232,10 +232,15 @@ def test_bad_rows_of_tables_are_named(tmp_path):
         ('{"id": 1}\n{"id": nonsense}', "row 2: not JSON"),
     ],
 )
-def test_files_that_are_not_json(tmp_path, content, message):
-    (tmp_path / "rows.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_source({"type": "llava", "path": str(tmp_path / "rows.json")})
+@pytest.mark.parametrize("depth", [0, 4], ids=["near", "far"])
+def test_files_that_are_not_json(tmp_path, content, message, depth):
+    folder = tmp_path.joinpath(*["a-long-name-of-a-folder-with-the-data-of-a-day" for _ in range(depth)])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_source({"type": "llava", "path": str(folder / "rows.json")})
+    assert "rows.json" in str(caught.value)
+    assert len(str(caught.value)) <= 300
 
 
 def test_json_is_read_in_pieces_whatever_lies_on_their_edges(tmp_path, monkeypatch):

@@ -563,7 +563,7 @@ MUTANTS = [
     Mutant(
         "a bad box spoils its neighbors",
         "data/sources/readers.py",
-        "return problem_row(f\"{where}, sample {sample['id']}: {error}\")",
+        "return problem_row(f\"{end_of(where)}, sample {sample['id']}: {error}\")",
         "raise",
         ("tests/data/test_sources.py::test_a_bad_box_is_no_fault_of_its_neighbors",),
     ),

@@ -86,6 +86,14 @@ def test_markup_typed_by_a_user_stays_text(processor, typed):
     assert inputs["num_visual_tokens"].tolist() == [7]
 
 
+def test_prompts_of_several_lengths_need_padding_to_be_one_tensor(processor):
+    conversations = [[tiny.user(tiny.picture(0), text="what?")], [tiny.user(text="hello")]]
+    with pytest.raises(ValueError, match=r"^The 2 prompts have \d+ to \d+ tokens.*padding=True") as caught:
+        chat(processor, conversations)
+    assert len(str(caught.value)) <= 300
+    assert len(chat(processor, conversations, padding=True)["input_ids"]) == 2
+
+
 def test_unknown_words_do_not_become_visual_tokens(model, tmp_path):
     """Where the vocabulary has nothing else to spare, its unknown token stands for visual tokens."""
     words = ["<unk>", "<s>", "</s>", "what", "is", "USER", "ASSISTANT", ":", "[", "]", "INST", "/"]
