@@ -131,13 +131,13 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_replaced_towers(base: DictConfig, changes: dict[str, Any]) -> None:
-    """A tower is one thing: the sizes of one and the model type of another would be neither."""
+    """A tower is one thing: sizes of one with the type of another are neither. A list and fields do not mix."""
     for key, value in changes.items():
-        if not isinstance(value, dict) or base.get(key) is None:
+        if not isinstance(value, (dict, list)) or not OmegaConf.is_config(base.get(key)):
             continue
-        if "model_type" in value:
+        if OmegaConf.is_dict(base[key]) != isinstance(value, dict) or "model_type" in value:
             base[key] = None
-        elif OmegaConf.is_dict(base[key]):
+        elif isinstance(value, dict):
             _drop_replaced_towers(base[key], value)
 
 
