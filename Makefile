@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart test lint format pytest test-oldest fuzz mutants wheel-smoke clean
+.PHONY: help install development quickstart goals test lint format pytest test-oldest fuzz mutants wheel-smoke clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,6 +32,9 @@ development: $(VENV)/.development  ## The same with what tests and linters need.
 
 quickstart: install  ## Train a small family of variants from scratch on this machine and ask it questions.
 	$(BIN)/fusedvlm quickstart $(ARGS)
+
+goals: development  ## Ask the family in FAMILY (runs/quickstart) whether it reached what the quickstart promises.
+	FUSEDVLM_FAMILY=$(abspath $(or $(FAMILY),runs/quickstart)) $(BIN)/pytest -n 0 tests/quickstart/goals.py
 
 test: lint pytest  ## Lint and run the whole test suite; what CI runs.
 

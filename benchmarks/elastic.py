@@ -27,18 +27,15 @@ from transformers.utils import logging as hf_logging
 
 from fusedvlm.console import progress, say
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+from fusedvlm.quickstart.conversations import Conversations
 from fusedvlm.quickstart.family import evaluate
+from fusedvlm.quickstart.generation import make_generation_trainer
+from fusedvlm.quickstart.preparation import vision_side
 from fusedvlm.quickstart.pretraining import LanguageModelProcess
-from fusedvlm.quickstart.run import _vision_side
 from fusedvlm.quickstart.settings import CPU, Settings
-from fusedvlm.quickstart.stages import (
-    BarCallback,
-    Conversations,
-    build_variant,
-    make_generation_trainer,
-    train_contrastive,
-)
+from fusedvlm.quickstart.stages import BarCallback, build_variant, train_contrastive
 
+RECIPE = CPU.without_question()  # m from a list, in conversations that hold every kind of question
 WAYS = ("elastic", "separate, from stage 2", "separate, from stage 1")
 
 
@@ -50,7 +47,7 @@ class Bench:
         language = LanguageModelProcess(settings, folder / "llm")
         try:
             device, stages = torch.device("cpu"), {}
-            side = _vision_side(settings, folder, device, stages)
+            side = vision_side(settings, folder, device, stages)
             self.samples, self.features, (_, self.held_out_features), self.questions, vision_state = side
             language.wait()
         except BaseException:
@@ -176,7 +173,7 @@ def main() -> None:
     """Train every way, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=CPU.generation_steps, help="steps of the elastic run")
+    parser.add_argument("--steps", type=int, default=RECIPE.generation_steps, help="steps of the elastic run")
     parser.add_argument("--output", type=Path, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -184,7 +181,7 @@ def main() -> None:
     hf_logging.disable_progress_bar()
     found = []
     for seed in range(options.seeds):
-        settings = replace(CPU, seed=seed, generation_steps=options.steps)
+        settings = replace(RECIPE, seed=seed, generation_steps=options.steps)
         with tempfile.TemporaryDirectory() as folder:
             found.append(compare(Bench(settings, Path(folder))))
         say(f"seed {seed}: {found[-1][0]}")

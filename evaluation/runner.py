@@ -21,8 +21,10 @@ def answer_questions(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda count: None,
+    histories: Sequence[Sequence[tuple[str, str]]] | None = None,
+    num_followup_visual_tokens: int | None = None,
 ) -> list[str]:
-    """Answer one question per image.
+    """Answer one question per image, at once or behind earlier questions about it.
 
     Args:
         model, processor: a variant.
@@ -33,6 +35,8 @@ def answer_questions(
         max_new_tokens: cap of an answer.
         batch_size: questions decoded together.
         on_batch: called with the number of questions just answered.
+        histories: per image the questions before this one, each with the answer it was given.
+        num_followup_visual_tokens: m' of every question after an image's first; the processor's when not given.
 
     Raises:
         ValueError: when neither or both of images and view_features are given.
@@ -43,12 +47,15 @@ def answer_questions(
     answers: list[str] = []
     for start in range(0, len(questions), batch_size):
         part = slice(start, start + batch_size)
+        earlier = [()] * len(questions[part]) if histories is None else histories[part]
         messages = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-            for question in questions[part]
+            conversation([*history, (question, None)])
+            for history, question in zip(earlier, questions[part], strict=True)
         ]
         texts = [processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
         kwargs = {"text": texts, "padding": True, "num_visual_tokens": num_visual_tokens, "return_tensors": "pt"}
+        if num_followup_visual_tokens is not None:
+            kwargs["num_followup_visual_tokens"] = num_followup_visual_tokens
         if images is not None:
             inputs = dict(processor(images=[[image] for image in images[part]], **kwargs).to(model.device))
         else:
@@ -60,6 +67,17 @@ def answer_questions(
         answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         on_batch(len(texts))
     return answers
+
+
+def conversation(turns: Sequence[tuple[str, str | None]]) -> list[dict]:
+    """Questions about one image and their answers as messages; the last question has none yet."""
+    messages: list[dict] = []
+    for number, (question, answer) in enumerate(turns):
+        content = ([{"type": "image"}] if number == 0 else []) + [{"type": "text", "text": question}]
+        messages.append({"role": "user", "content": content})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
 
 
 def _with_cached_views(model, inputs, views: torch.Tensor) -> dict:

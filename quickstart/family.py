@@ -2,8 +2,10 @@
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +19,29 @@ from fusedvlm.scaling import PowerLawFit
 from . import world
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from .compare import Comparison
+
 HELD_OUT_WORLD = 1_000_000  # index offset of held-out images
+MEASURED = "measured"  # folder of results beside those of the variants: other m, second turns, other recipes
+
+
+@dataclass(frozen=True)
+class SecondTurn:
+    """Score of one-word questions asked second, the first one answered rightly.
+
+    Args:
+        after: kind of the first question, "one_word" or "dense".
+        num_visual_tokens, num_followup_visual_tokens: m of the first question, m' of the second.
+    """
+
+    after: str
+    num_visual_tokens: int
+    num_followup_visual_tokens: int
+    task: str
+    score: float
+    count: int
+    standard_error: float
 
 
 @dataclass
@@ -29,7 +53,10 @@ class Family:
     swapped: EvaluationResults
     fit: PowerLawFit | None
     examples: list[dict] = field(default_factory=list)
-    stages: dict[str, float | str] = field(default_factory=dict)
+    stages: dict = field(default_factory=dict)
+    between: EvaluationResults | None = None
+    second_turns: list[SecondTurn] = field(default_factory=list)
+    comparison: "Comparison | None" = None
 
     def mean_scores(self, swapped: bool = False) -> dict[int, float]:
         """Mean over tasks at each m."""
@@ -62,13 +89,26 @@ def held_out_questions(settings: Settings) -> tuple[list[world.Sample], dict[str
     return samples, {task: asked[: settings.questions_per_task] for task, asked in questions.items()}
 
 
-def evaluate(model, processor, settings: Settings, questions, features, command: str, swapped: bool):
+Questions = dict[str, list[tuple[int, world.Question]]]
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    settings: Settings,
+    questions: Questions,
+    features: torch.Tensor,
+    command: str,
+    swapped: bool,
+    counts: Sequence[int] | None = None,
+) -> EvaluationResults:
     """Score every task at every m by free decoding; swapped images come from the next question of the same task."""
     results = EvaluationResults(describe_environment(command))
-    total = len(settings.num_visual_tokens) * sum(len(asked) for asked in questions.values())
+    counts = settings.num_visual_tokens if counts is None else counts
+    total = len(counts) * sum(len(asked) for asked in questions.values())
     name = "evaluation, images swapped" if swapped else "evaluation"
     with contextlib.closing(progress(total=total, description=name)) as bar:
-        for m in settings.num_visual_tokens:
+        for m in counts:
             for task, asked in questions.items():
                 numbers = np.array([number for number, _ in asked])
                 numbers = np.roll(numbers, 1) if swapped else numbers
@@ -85,6 +125,54 @@ def evaluate(model, processor, settings: Settings, questions, features, command:
                 scores = [world.score(task, a, q.answer) for a, (_, q) in zip(answers, asked, strict=True)]
                 results.scores.append(summarize(task, m, scores))
     return results
+
+
+def evaluate_second_turns(
+    model: Any, processor: Any, settings: Settings, questions: Questions, samples: list, features: torch.Tensor
+) -> list[SecondTurn]:
+    """One-word questions behind another one, and behind the dense one, at every m' that is served."""
+    largest, one_word = settings.max_num_visual_tokens, [task for task in questions if task not in world.DENSE_TASKS]
+    pairs = [
+        (after, m, followup)
+        for followup in settings.followups
+        for after, m in {("one_word", followup): 0, ("one_word", largest): 0, ("dense", largest): 0}
+        if followup <= m
+    ]
+    asked = {task: questions[task][: settings.second_turn_questions] for task in one_word}
+    generator = np.random.default_rng([settings.seed, 5])
+    firsts = {
+        task: [another_question(samples[number], question, generator) for number, question in asked[task]]
+        for task in one_word
+    }
+    turns = []
+    total = len(pairs) * sum(map(len, asked.values()))
+    with contextlib.closing(progress(total=total, description="evaluation, second turns")) as bar:
+        for after, m, followup in pairs:
+            for task in one_word:
+                numbers = [number for number, _ in asked[task]]
+                before = firsts[task] if after == "one_word" else [samples[n].dense_question() for n in numbers]
+                answers = answer_questions(
+                    model,
+                    processor,
+                    [question.text for _, question in asked[task]],
+                    m,
+                    view_features=features[torch.tensor(numbers)],
+                    max_new_tokens=3,
+                    batch_size=128,
+                    on_batch=bar.update,
+                    histories=[[(first.text, first.answer)] for first in before],
+                    num_followup_visual_tokens=followup,
+                )
+                scores = [world.score(task, a, q.answer) for a, (_, q) in zip(answers, asked[task], strict=True)]
+                mean = summarize(task, m, scores)
+                turns.append(SecondTurn(after, m, followup, task, mean.score, mean.count, mean.standard_error))
+    return turns
+
+
+def another_question(sample: world.Sample, question: world.Question, generator: np.random.Generator) -> world.Question:
+    """A one-word question about the image that is not this one; this one where the image has no other."""
+    drawn = sample.draw_questions(generator, 2, dense=False)
+    return next((one for one in drawn if one.text != question.text), question)
 
 
 def save_family(settings: Settings, model, processor, folder: Path) -> list[Path]:
@@ -154,6 +242,11 @@ def save_record(family: Family, settings: Settings) -> None:
     save_example(family.examples, family.folder)
     family.results.save(family.folder / "results.json")
     family.swapped.save(family.folder / "swapped.json")
+    measured = family.folder / MEASURED
+    measured.mkdir(exist_ok=True)
+    if family.between is not None:
+        family.between.save(measured / "between.json")
+    write_json(measured / "second_turns.json", [asdict(turn) for turn in family.second_turns])
     environment = family.results.environment
     record = {
         "command": environment.command,
@@ -168,6 +261,7 @@ def save_record(family: Family, settings: Settings) -> None:
         "stages": family.stages,
         "mean_score": family.mean_scores(),
         "mean_score_swapped": family.mean_scores(swapped=True),
+        "second_turns": [asdict(turn) for turn in family.second_turns],
         "fit": None if family.fit is None else asdict(family.fit),
         "examples": [{k: v for k, v in example.items() if k != "sample"} for example in family.examples],
     }

@@ -3,20 +3,23 @@
 import io
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from fusedvlm.charts import BLUE, RED, TASK_STYLES, data_uri, figure_uri, token_axis
+from fusedvlm.charts import BLUE, LINES, ORANGE, RED, TASK_STYLES, data_uri, figure_uri, token_axis
 from fusedvlm.files import write_atomically, write_json
 from fusedvlm.templates import load_template
 
+from .compare import Comparison
+from .family import Family
 from .world import TASKS
 
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
-def write_report(families: list, folder: Path) -> Path:
+def write_report(families: list[Family], folder: Path) -> Path:
     """Write report.html and report.json of one or several runs; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
@@ -30,7 +33,7 @@ def write_report(families: list, folder: Path) -> Path:
     return page
 
 
-def write_scaling_pages(families: list) -> list[Path]:
+def write_scaling_pages(families: list[Family]) -> list[Path]:
     """The scaling lab's page of each family, beside its results: rival laws, held-out errors, latency."""
     from fusedvlm.scaling.report.scaling_report import collect, write_report as write_scaling_report
 
@@ -47,7 +50,94 @@ def write_scaling_pages(families: list) -> list[Path]:
     return pages
 
 
-def summary(families: list, page: Path) -> dict:
+def second_turns(family: Family) -> list[dict[str, Any]]:
+    """Rows of the table of second turns: what came before, m, m', score of each task, the largest loss on first ones.
+
+    A first question's score is that of the same task at the same number of tokens.
+    """
+    first = {(s.task, s.num_visual_tokens): s.score for s in family.results.scores}
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for turn in family.second_turns:
+        key = (turn.after, turn.num_visual_tokens, turn.num_followup_visual_tokens)
+        row = rows.setdefault(
+            key, {"after": turn.after.replace("_", "-"), "m": key[1], "followup": key[2], "scores": {}, "worst": None}
+        )
+        row["scores"][turn.task] = turn
+        at_first = first.get((turn.task, turn.num_followup_visual_tokens))
+        if at_first is not None:
+            row["worst"] = max(row["worst"] or 0.0, at_first - turn.score)
+    return list(rows.values())
+
+
+def second_turn_table(family: Family) -> list[str]:
+    """The second turns as lines of text."""
+    lines = [
+        "Second turns, one-word questions (m of the first question > m' of the second; how far below a first one):"
+    ]
+    for row in second_turns(family):
+        scores = "  ".join(f"{task} {turn.score:.3f}" for task, turn in row["scores"].items())
+        worst = "" if row["worst"] is None else f"  {row['worst']:.3f} below at most"
+        lines.append(f"  after a {row['after']:<8} question, {row['m']:>2} > {row['followup']}: {scores}{worst}")
+    return lines
+
+
+def between_neighbors(family: Family) -> list[dict[str, Any]]:
+    """Every task at the m between the variants' own: its score, and what its neighbors' scores say in between.
+
+    The interpolation is linear in log2 m. `z` is the difference in standard errors of it (those of the three scores,
+    taken as independent); `is_between` says whether the score lies between its neighbors' to two standard errors.
+    """
+    if family.between is None:
+        return []
+    measured = {(s.task, s.num_visual_tokens): s for s in family.results.scores}
+    counts = sorted({m for _, m in measured})
+    rows = []
+    for score in family.between.scores:
+        m = score.num_visual_tokens
+        lower, upper = max(c for c in counts if c < m), min(c for c in counts if c > m)
+        low, high = measured[score.task, lower], measured[score.task, upper]
+        weight = float(np.log2(m / lower) / np.log2(upper / lower))
+        expected = (1 - weight) * low.score + weight * high.score
+        parts = (score.standard_error, (1 - weight) * low.standard_error, weight * high.standard_error)
+        error = float(np.sqrt(np.sum(np.square(parts))))
+        slack = 2 * error
+        rows.append(
+            {
+                "task": score.task, "m": m, "score": score.score, "neighbors": (lower, upper), "expected": expected,
+                "standard_error": error, "z": (score.score - expected) / error if error else 0.0,
+                "is_between": min(low.score, high.score) - slack <= score.score <= max(low.score, high.score) + slack,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Score against m, one-word tasks beside dense ones, for every recipe."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, dense, title in zip(panels, (False, True), ("one-word tasks", "list and read"), strict=True):
+        for entrant, color, marker, line in zip(comparison.entrants, (BLUE, ORANGE, RED), "osD", LINES, strict=False):
+            means, errors = entrant.means(dense), entrant.errors(dense)
+            axes.errorbar(
+                list(means),
+                list(means.values()),
+                yerr=list(errors.values()),
+                color=color,
+                marker=marker,
+                linestyle=line,
+                markersize=5,
+                label=entrant.title,
+            )
+        token_axis(axes, means)
+        axes.set_title(title, fontsize=11)
+        axes.set_ylim(0, 1.03)
+    panels[0].set_ylabel("mean score")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def summary(families: list[Family], page: Path) -> dict[str, Any]:
     """Everything measured, as one JSON document."""
     return {
         "report": str(page),
@@ -61,6 +151,9 @@ def summary(families: list, page: Path) -> dict:
                 "scores": [asdict(score) for score in family.results.scores],
                 "latencies": [asdict(latency) for latency in family.results.latencies],
                 "stages": family.stages,
+                "between": between_neighbors(family),
+                "second_turns": [asdict(turn) for turn in family.second_turns],
+                "comparison": None if family.comparison is None else family.comparison.record(),
             }
             for family in families
         ],
@@ -68,7 +161,7 @@ def summary(families: list, page: Path) -> dict:
     }
 
 
-def score_figure(family) -> Figure:
+def score_figure(family: Family) -> Figure:
     """Score against m on logarithmic axes: each task, the mean with its fitted law, the mean on swapped images."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -100,7 +193,7 @@ def score_figure(family) -> Figure:
     return figure
 
 
-def latency_figure(family) -> Figure:
+def latency_figure(family: Family) -> Figure:
     """Seconds to the first token and to a whole answer against m."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -126,7 +219,7 @@ def latency_figure(family) -> Figure:
     return figure
 
 
-def _family_view(family) -> dict:
+def _family_view(family: Family) -> dict[str, Any]:
     """What the page shows of one run."""
     means, swapped = family.mean_scores(), family.mean_scores(swapped=True)
     by_task = {(s.task, s.num_visual_tokens): s for s in family.results.scores}
@@ -137,6 +230,7 @@ def _family_view(family) -> dict:
         entry["questions"].append(example)
     return {
         "folder": family.folder.name,
+        "reads_question": "look_up" in family.stages.get("generation", {}),
         "counts": list(means),
         "means": means,
         "swapped": swapped,
@@ -146,6 +240,10 @@ def _family_view(family) -> dict:
         "latencies": family.results.latencies,
         "score_plot": figure_uri(score_figure(family)),
         "latency_plot": figure_uri(latency_figure(family)),
+        "between": between_neighbors(family),
+        "second_turns": second_turns(family),
+        "comparison": None if family.comparison is None else family.comparison.entrants,
+        "comparison_plot": None if family.comparison is None else figure_uri(comparison_figure(family.comparison)),
         "examples": list(shown.values()),
     }
 

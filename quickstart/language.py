@@ -109,9 +109,12 @@ class Documents:
         ids = [self.tokenizer.bos_token_id, *self._ids(sample.description())]
         weights = [0.0] * len(ids)
         dense = bool(self.generator.random() < 0.5)
-        # A dense question may come first or after others, as it will be asked later on.
-        count = int(self.generator.integers(0, num_questions)) if dense else num_questions
-        for question in sample.draw_questions(self.generator, count, dense):
+        # A dense question may come first, last or between others. Behind its answer a one-word answer must end too.
+        questions = sample.draw_questions(self.generator, num_questions, dense=False)
+        if dense:
+            place = int(self.generator.integers(0, len(questions) + 1))
+            questions = [*questions[:place], sample.dense_question(), *questions[place:]]
+        for question in questions:
             asked = self._ids(question.text)
             answer = [*self._ids(question.answer), self.tokenizer.eos_token_id]
             weight = 1.0 if question.task in ("list", "read") else ONE_WORD_WEIGHT

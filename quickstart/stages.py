@@ -2,30 +2,35 @@
 
 import contextlib
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import (
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
-from fusedvlm.console import progress, say
+from fusedvlm.console import progress
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.processing import FusedVLMImageProcessor, build_processor
-from fusedvlm.trainers import (
-    ContrastiveArguments,
-    ContrastiveTrainer,
-    ConversationCollator,
-    GenerationArguments,
-    GenerationTrainer,
-)
+from fusedvlm.trainers import ContrastiveArguments, ContrastiveTrainer
 
+from .conversations import Conversations
 from .language import build_tokenizer
 from .settings import Settings
 
 TILE = 32
-# Seconds kept back for evaluation, saving, loading back and the report, on two idle cores.
-RESERVED_SECONDS = 25.0
 
 
 class Clock:
@@ -42,6 +47,27 @@ class Clock:
     def left(self) -> float:
         """Seconds left, never negative."""
         return max(0.0, self.budget - self.elapsed())
+
+    def allowance(self, reserve: float) -> "Allowance":
+        """What is left now but for `reserve` seconds, to be spent."""
+        return Allowance(self.elapsed, self.elapsed(), max(self.left() - reserve, 1.0))
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """So much of a growing quantity (seconds of a clock, counted FLOPs) may be spent from a start on."""
+
+    spent_so_far: Callable[[], float]
+    start: float
+    amount: float
+
+    def share(self) -> float:
+        """Share of it that is spent; 1 or more when nothing is left."""
+        return (self.spent_so_far() - self.start) / self.amount
+
+    def part(self, share: float) -> "Allowance":
+        """The first `share` of it."""
+        return Allowance(self.spent_so_far, self.start, self.amount * share)
 
 
 def build_variant(settings: Settings, llm_folder: str):
@@ -64,7 +90,7 @@ def build_variant(settings: Settings, llm_folder: str):
         llm_folder,
         num_visual_tokens=settings.max_num_visual_tokens,
         num_followup_visual_tokens=1,
-        trained_num_visual_tokens=list(settings.num_visual_tokens),
+        trained_num_visual_tokens=settings.trained_num_visual_tokens,
         max_local_views=4,
         fuse_question=settings.fuse_question,
         query_vocab_size=tokenizer.vocab_size,
@@ -89,43 +115,28 @@ def image_processor() -> FusedVLMImageProcessor:
     return FusedVLMImageProcessor(size={"height": TILE, "width": TILE}, max_local_views=4)
 
 
-class Conversations(torch.utils.data.Dataset):
-    """Image number k of the training world with freshly drawn questions, as conversations over cached view tokens."""
-
-    def __init__(self, samples, features: torch.Tensor, length: int, seed: int, num_questions: int = 2, dense=True):
-        self.samples, self.features, self.length = samples, features, length
-        self.seed, self.num_questions, self.dense = seed, num_questions, dense
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        generator = np.random.default_rng([self.seed, 2, index])
-        number = int(generator.integers(len(self.samples)))
-        questions = self.samples[number].draw_questions(generator, self.num_questions, self.dense)
-        messages = []
-        for turn, question in enumerate(questions):
-            content = ([{"type": "image"}] if turn == 0 else []) + [{"type": "text", "text": question.text}]
-            messages.append({"role": "user", "content": content})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
-        return {"messages": messages, "view_features": self.features[number].float()}
-
-
 class BarCallback(TrainerCallback):
-    """Progress bar of a stage, and a stop when the clock runs out."""
+    """Progress bar of a stage, and a stop when what it may spend is spent."""
 
-    def __init__(self, bar, clock: Clock | None = None, reserve: float = 0.0):
-        self.bar, self.clock, self.reserve = bar, clock, reserve
+    def __init__(self, bar: Any, is_spent: Callable[[], bool] = lambda: False):
+        self.bar, self.is_spent = bar, is_spent
         self.ran_out = False
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance; stop in time for what comes after."""
         self.bar.update(1)
-        if self.clock is not None and self.clock.left() < self.reserve:
-            self.ran_out = True
+        if self.is_spent():
+            self.ran_out = state.global_step < state.max_steps
             control.should_training_stop = True
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Show the newest loss."""
         if logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
@@ -178,7 +189,7 @@ def train_contrastive(settings: Settings, model, processor, samples, features, f
     stage1 = FusedVLMForContrastiveLearning(config)
     stage1.model.load_state_dict(model.model.state_dict(), strict=False)
     steps = settings.contrastive_steps
-    dataset = Conversations(samples, features, steps * settings.batch_size, settings.seed, num_questions=0)
+    dataset = Conversations(samples, features, steps * settings.batch_size, settings.seed, kinds=("dense",))
     with contextlib.closing(progress(total=steps, description="stage 1 (contrastive)")) as bar:
         trainer = ContrastiveTrainer(
             model=stage1,
@@ -192,98 +203,3 @@ def train_contrastive(settings: Settings, model, processor, samples, features, f
     stage1.save_pretrained(folder)
     logged = [row for row in trainer.state.log_history if "retrieval_at_1" in row]
     return {name: logged[-1][name] for name in ("contrastive_loss", "identity_loss", "retrieval_at_1")}
-
-
-def elastic_probabilities(settings: Settings) -> list[float]:
-    """Probability of each m: equal, but for the largest, which has the most queries to teach."""
-    weights = np.array(
-        [settings.largest_m_weight if m == settings.max_num_visual_tokens else 1.0 for m in settings.num_visual_tokens]
-    )
-    return (weights / weights.sum()).tolist()
-
-
-class ClockedTrainer(GenerationTrainer):
-    """Stage 2 whose learning rate falls with the steps or the clock, whichever is further on.
-
-    On an idle machine the steps lead and the run repeats exactly; on a busy one it still ends on time, fully decayed.
-    """
-
-    progress_of_clock = staticmethod(lambda: 0.0)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Warm-up over 50 steps, constant, linear decay over the last 40 %."""
-
-        def factor(step: int) -> float:
-            done = max(step / num_training_steps, self.progress_of_clock())
-            return max(0.0, min(1.0, (step + 1) / 50, (1 - done) / 0.4))
-
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
-        return self.lr_scheduler
-
-
-def make_generation_trainer(
-    settings: Settings, model, processor, dataset, folder: Path, steps: int, callbacks, planned_steps: int | None = None
-) -> ClockedTrainer:
-    """Trainer of stage 2 with elastic m; the first part of the planned steps is at the largest."""
-    arguments = GenerationArguments(
-        **common_arguments(settings, folder / "logs", steps),
-        elastic_num_visual_tokens=list(settings.num_visual_tokens),
-        elastic_probabilities=elastic_probabilities(settings),
-        elastic_warmup_fraction=settings.elastic_warmup_fraction * (planned_steps or steps) / steps,
-        elastic_warmup_minimum=settings.max_num_visual_tokens,
-        elastic_seed=settings.seed,
-    )
-    trainer = ClockedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=processor,
-        data_collator=ConversationCollator(processor, num_visual_tokens=settings.max_num_visual_tokens),
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints on standard output, where only results belong
-    return trainer
-
-
-class StepTimer(TrainerCallback):
-    """Seconds per step, the first ones left out."""
-
-    def __init__(self, skip: int):
-        self.skip, self.times = skip, []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Note the time."""
-        self.times.append(time.perf_counter())
-
-    def seconds_per_step(self) -> float:
-        """Mean over the steps that count."""
-        times = self.times[self.skip :]
-        return (times[-1] - times[0]) / (len(times) - 1)
-
-
-def rehearse(settings: Settings, model, processor, dataset, folder: Path) -> float:
-    """Seconds per stage-2 step on this machine as busy as it is now, from a few steps that are undone."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    timer = StepTimer(skip=2)
-    make_generation_trainer(settings, model, processor, dataset, folder, 12, [timer]).train()
-    model.load_state_dict(state)
-    return timer.seconds_per_step()
-
-
-def train_generation(settings: Settings, model, processor, samples, features, folder: Path, clock: Clock) -> dict:
-    """Stage 2 within what is left of the clock."""
-    set_seed(settings.seed + 3)
-    dataset = Conversations(samples, features, settings.generation_steps * settings.batch_size, settings.seed)
-    seconds = rehearse(settings, model, processor, dataset, folder)
-    reserve = RESERVED_SECONDS * max(1.0, seconds / 0.12)
-    steps, started = settings.generation_steps, clock.elapsed()
-    available = max(clock.left() - reserve, 1.0)
-    planned = max(1, min(steps, int(available / seconds)))
-    with contextlib.closing(progress(total=steps, description="stage 2 (generation, elastic m)")) as bar:
-        callback = BarCallback(bar, clock, reserve)
-        trainer = make_generation_trainer(settings, model, processor, dataset, folder, steps, [callback], planned)
-        trainer.progress_of_clock = lambda: (clock.elapsed() - started) / available
-        outcome = trainer.train()
-    if callback.ran_out:
-        say(f"The clock allowed {trainer.state.global_step} of {steps} stage-2 steps.")
-    return {"steps": trainer.state.global_step, "seconds_per_step": seconds, "mean_loss": outcome.training_loss}

@@ -28,6 +28,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CELLS = tuple(f"{row}{column}" for row in "abcd" for column in "1234")
 SCENE_SHARE = 0.65
 TASKS = ("colour", "shape", "letter", "list", "read")
+DENSE_TASKS = ("list", "read")  # their answer is the whole image
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import Trainer
+from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
+from fusedvlm.data.mixing.grouped import GroupedBatches
 from fusedvlm.files import read_json, write_json
 from fusedvlm.lazy import late_function
 from fusedvlm.trainers.callbacks.invariants import WeightWatch
 from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
 from fusedvlm.trainers.callbacks.throughput import Throughput
+from fusedvlm.trainers.callbacks.until_loss import UntilLoss
 
 from .arguments import FusedVLMArguments
-from .checkpoints import AtomicCheckpoints
+from .checkpoints import AtomicCheckpoints, outliving_signals
 from .collators import IGNORED, ConversationCollator, decode_ids
 from .lora import add_lora
 from .parameter_groups import describe_groups, group_parameters, select_trainable
@@ -83,6 +87,10 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         self.throughput = Throughput(model, self.trainable_names, args.peak_tflops)
         self.add_callback(self.throughput)
         self.add_callback(WeightWatch(self.trainable_names, args.watch_steps))
+        self.step_loss: torch.Tensor | float = 0.0  # of the micro-batches of this step so far
+        self.until_loss = None if args.until_loss is None else UntilLoss(self, args.until_loss, args.until_loss_steps)
+        if self.until_loss is not None:
+            self.add_callback(self.until_loss)
 
     def prepare_to_resume(self, checkpoint: Path) -> None:
         """Read turns as the run did so far: one begun before `fusion_row_per_turn` goes on with packed rows."""
@@ -146,6 +154,37 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
                 **optimizer_kwargs,
             )
         return self.optimizer
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As `Trainer`'s; with `batch_groups` every micro-batch is of one source.
+
+        Raises:
+            ValueError: when the dataset does not tell the sources of its rows, or does not have one of the groups.
+        """
+        args = self.args
+        if args.batch_groups is None:
+            return super().get_train_dataloader()
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = GroupedBatches(
+            self.train_dataset, args.batch_groups, args.per_device_train_batch_size, args.world_size, seed
+        )
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        return outliving_signals(self.accelerator.prepare(loader))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As `Trainer`'s, remembering the loss for `until_loss`."""
+        loss = super().training_step(*args, **kwargs)
+        self.step_loss = self.step_loss + loss
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The stage's loss; a value that is not finite stops the run before it reaches the weights."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -20,6 +21,7 @@ from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
 from fusedvlm.files import read_json, saying_when_full, sha256_of, write_atomically
+from fusedvlm.trainers.callbacks.until_loss import UntilLoss
 
 from .interruption import (
     StopAtBoundary,
@@ -140,6 +142,7 @@ class AtomicCheckpoints:
     end training with a checkpoint of the last whole step and `TrainingInterrupted`, unless `save_strategy` is "no".
     """
 
+    until_loss: UntilLoss | None = None
     stopped_by = 0  # the signal that ended the last training
     _staging: Path | None = None
     _is_resuming_from: Path | None = None
@@ -212,16 +215,12 @@ class AtomicCheckpoints:
 
     def _get_dataloader(self, *args, **kwargs):
         """As `Trainer`'s; its workers outlive a signal that goes to the whole process group."""
-        loader = super()._get_dataloader(*args, **kwargs)
-        inner = getattr(loader, "base_dataloader", loader)
-        inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
-        if inner.num_workers > 0:
-            inner.multiprocessing_context = inner.multiprocessing_context or worker_context()
-        return loader
+        return outliving_signals(super()._get_dataloader(*args, **kwargs))
 
     def _run_epoch(self, *args, **kwargs) -> None:
         """As `Trainer`'s, which takes one step too many when the checkpoint is already that of the last step."""
-        if self.state.global_step >= self.state.max_steps > 0:
+        is_over = self.until_loss is not None and self.until_loss.is_reached
+        if is_over or self.state.global_step >= self.state.max_steps > 0:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -345,6 +344,15 @@ class AtomicCheckpoints:
                     for name, pair in values.items()
                 }
             )
+
+
+def outliving_signals(loader: Any) -> Any:
+    """A data loader whose workers outlive a signal that goes to the whole process group."""
+    inner = getattr(loader, "base_dataloader", loader)
+    inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
+    if inner.num_workers > 0:
+        inner.multiprocessing_context = inner.multiprocessing_context or worker_context()
+    return loader
 
 
 class _RestoreLogging(TrainerCallback):

@@ -1,56 +1,97 @@
 """Stages 2 and 3: learn to answer through a frozen LLM, with a fixed or an elastic number of visual tokens."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
+from fusedvlm.data.mixing.grouped import source_of_micro_batch
+
+from .arguments import GenerationArguments
 from .base import FusedVLMTrainer
 from .collators import IGNORED, ConversationCollator
-from .elastic import draw_num_visual_tokens, draw_per_sample, shrink_visual_tokens
+from .elastic import (
+    draw_from,
+    draw_num_visual_tokens,
+    draw_per_sample,
+    octave,
+    shares_from,
+    shrink_visual_tokens,
+)
+
+FOLLOWUP_DRAW = 1_000_003  # tells the draw of m' from those of m, whose keys are (seed, step, number of the source)
+MANY_COUNTS = 10  # with more m than this, logs and evaluation name doublings
 
 
 class GenerationTrainer(FusedVLMTrainer):
     """Train `FusedVLMForConditionalGeneration` on answer and eos tokens; vision, fusion and projection learn.
 
-    The loss is summed over the labeled tokens of the global batch, whatever the split into ranks and micro-batches.
-    With `elastic_num_visual_tokens` each step, or each sample, draws its m; logged beside the loss is `loss_m_<m>`, the
-    mean per token at each m drawn since the last log, and evaluation goes through every m.
+    The loss is summed over the labeled tokens (or, with `loss_per="answer"`, the answers) of the global batch, whatever
+    the split into ranks and micro-batches. With `elastic_num_visual_tokens` or `elastic_range` each step, or each
+    sample, draws its m; logged beside the loss is `loss_m_<m>`, the mean per token at each m drawn since the last log
+    (of a range, per doubling: `loss_m_8_to_15`), and evaluation goes through every m (of a range, through its
+    doublings). With `batch_groups`, `loss_<source>` is logged too.
     """
 
     stage = "generation"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._micro_batch = (-1, 0)  # (step, how many of its micro-batches this rank has begun)
 
-    def default_collator(self, processor, args, model) -> ConversationCollator:
+    def default_collator(self, processor: Any, args: GenerationArguments, model: Any) -> ConversationCollator:
         """Collator at the largest m that can be drawn."""
-        choices = args.elastic_num_visual_tokens
-        if choices is not None:
-            for m in choices:
-                model.config.check_num_visual_tokens(m, "elastic_num_visual_tokens")
-        largest = None if choices is None else max(choices)
-        return super().default_collator(processor, args, model, num_visual_tokens=largest)
+        choices = args.elastic_counts()
+        name = "elastic_num_visual_tokens" if args.elastic_range is None else "elastic_range"
+        for m in choices or ():
+            model.config.check_num_visual_tokens(m, name)
+        counts: dict[str, int] = {} if choices is None else {"num_visual_tokens": max(choices)}
+        if args.elastic_followup is not None:
+            counts["num_followup_visual_tokens"] = max(args.elastic_followup)
+        return super().default_collator(processor, args, model, **counts)
 
     def draw(self, num_samples: int) -> int | torch.Tensor | None:
-        """The m of the current step, or (num_samples,) of its samples; None when it is fixed."""
-        choices, probabilities = self.args.elastic_num_visual_tokens, self.args.elastic_probabilities
+        """The m of the current micro-batch, or (num_samples,) of its samples; None when it is fixed."""
+        args, step = self.args, self.state.global_step
+        self._micro_batch = (step, self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0)
+        source = self.source_of_batch()
+        shares = args.elastic_shares(source)
+        if shares is None:
+            return None
+        is_warming_up = step < args.elastic_warmup_fraction * self.state.max_steps
+        if is_warming_up and source in (args.elastic_warmup_sources or [source]):
+            shares = shares_from(shares, args.elastic_warmup_minimum) or {max(shares): 1.0}
+        choices, probabilities = list(shares), list(shares.values())
+        if source is not None and source in (args.elastic_by_source or {}):
+            return draw_from(shares, args.elastic_seed, step, 1 + list(args.batch_groups).index(source))
+        if len({*probabilities}) == 1 and args.elastic_range is None and args.elastic_probabilities is None:
+            probabilities = None  # numpy draws uniform counts differently, and runs under way go on as they began
+        if not args.elastic_per_sample:
+            return draw_num_visual_tokens(choices, step, args.elastic_seed, probabilities)
+        rank, micro_batch = args.process_index, self._micro_batch[1]
+        return draw_per_sample(choices, num_samples, step, args.elastic_seed, rank, micro_batch, probabilities)
+
+    def draw_followup(self) -> int | None:
+        """The m' of the current step; None when it is the collator's."""
+        choices = self.args.elastic_followup
         if choices is None:
             return None
-        step, seed = self.state.global_step, self.args.elastic_seed
-        self._micro_batch = (step, self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0)
-        if step < self.args.elastic_warmup_fraction * self.state.max_steps:
-            large = [index for index, m in enumerate(choices) if m >= self.args.elastic_warmup_minimum]
-            choices = [choices[index] for index in large]
-            if probabilities is not None:
-                kept = [probabilities[index] for index in large]
-                probabilities = [value / sum(kept) for value in kept]
-        if not self.args.elastic_per_sample:
-            return draw_num_visual_tokens(choices, step, seed, probabilities)
-        rank, micro_batch = self.args.process_index, self._micro_batch[1]
-        return draw_per_sample(choices, num_samples, step, seed, rank, micro_batch, probabilities)
+        return draw_from(
+            dict.fromkeys(choices, 1 / len({*choices})), self.args.elastic_seed, self._micro_batch[0], FOLLOWUP_DRAW
+        )
 
-    def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
-        """Cross-entropy on labeled tokens, averaged over the labeled tokens of the global batch."""
+    def source_of_batch(self) -> str | None:
+        """The source of the current micro-batch, where each is of one."""
+        if self.args.batch_groups is None:
+            return None
+        sources = source_of_micro_batch(self.args.batch_groups, self.args.per_device_train_batch_size)
+        return sources[max(self._micro_batch[1], 0) % len(sources)]
+
+    def stage_loss(
+        self, model: Any, inputs: dict, return_outputs: bool, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Cross-entropy on labeled tokens, averaged over the labeled tokens or the answers of the global batch."""
         # No key-value cache while training; in the call, so that the saved config keeps it for generation.
         inputs["use_cache"] = False
         if not self.model.training:
@@ -59,47 +100,85 @@ class GenerationTrainer(FusedVLMTrainer):
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step may have no labeled token at all
         inputs["answer_logits_only"] = self.label_smoother is None
         drawn = self.draw(len(inputs["input_ids"]))
-        shrunk = self._shrink(inputs, drawn)
+        shrunk = self.shrink(inputs, drawn, self.draw_followup())
         self.throughput.count(shrunk)
-        loss, outputs = super(FusedVLMTrainer, self).compute_loss(
-            model, shrunk, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if drawn is not None and self.label_smoother is None:
-            self._record_per_m(outputs["logits"].detach(), shrunk["labels"], drawn)
-            # Decided by the draw alone: sharded ranks must agree on whether there is another forward pass.
-            is_smaller = isinstance(drawn, torch.Tensor) or drawn < max(self.args.elastic_num_visual_tokens)
-            if self.args.distillation_weight and is_smaller:
-                loss = loss + self._distillation(model, inputs, outputs["logits"], num_items_in_batch)
+        loss, outputs = self._loss(model, shrunk, num_items_in_batch)
+        if self.label_smoother is None:
+            self._record_parts(outputs["logits"].detach(), shrunk["labels"], drawn)
+        # Decided by the draw alone: sharded ranks must agree on whether there is another forward pass.
+        is_smaller = isinstance(drawn, torch.Tensor) or (drawn is not None and drawn < max(self.args.elastic_counts()))
+        if self.args.distillation_weight and is_smaller and self.label_smoother is None:
+            loss = loss + self._distillation(model, inputs, outputs["logits"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _shrink(self, inputs: dict, drawn: int | torch.Tensor | None) -> dict:
-        if drawn is None:
+    def shrink(self, inputs: dict, drawn: int | torch.Tensor | None, followup: int | None = None) -> dict:
+        """The batch at the m, and the m', that were drawn."""
+        if drawn is None and followup is None:
             return inputs
-        pad_token_id = self.processing_class.tokenizer.pad_token_id
         processor = self.processing_class
-        return shrink_visual_tokens(inputs, drawn, processor.image_token_id, pad_token_id, processor.counts.per_view)
+        largest = int(inputs["num_visual_tokens"].max()) if "num_visual_tokens" in inputs else 0
+        return shrink_visual_tokens(
+            inputs,
+            largest if drawn is None else drawn,
+            processor.image_token_id,
+            processor.tokenizer.pad_token_id,
+            processor.counts.per_view,
+            followup,
+        )
 
-    def _evaluation_loss(self, model, inputs: dict, return_outputs: bool):
-        """Mean per labeled token of this batch at the collator's m; at every elastic m for the metrics."""
-        tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
-        for m in self.args.elastic_num_visual_tokens or ():
-            shrunk = self._shrink(inputs, m)
-            self.record(tokens, **{f"loss_m_{m}": super(FusedVLMTrainer, self).compute_loss(model, shrunk)})
-        return super(FusedVLMTrainer, self).compute_loss(model, inputs, return_outputs=return_outputs)
+    def _loss(self, model: Any, inputs: dict, num_items: torch.Tensor | int | None) -> tuple[torch.Tensor, Any]:
+        """Loss of a micro-batch on the scale of `Trainer.compute_loss`, and the model's outputs."""
+        if self.args.loss_per == "token":
+            return super(FusedVLMTrainer, self).compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items
+            )
+        outputs = model(**{**inputs, "answer_logits_only": True})
+        losses, _ = answer_losses(outputs["logits"], inputs["labels"])
+        if num_items is None:
+            return losses.sum() / max(len(losses), 1), outputs
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return losses.sum() / num_items * ranks, outputs  # data parallelism takes the mean over ranks
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """As `Trainer`'s; with `loss_per="answer"` it counts answers."""
+        if self.args.loss_per == "answer":
+            batch_samples = [{"labels": first_tokens(batch["labels"])} for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def _evaluation_loss(
+        self, model: Any, inputs: dict, return_outputs: bool
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Mean per labeled token, or answer, of this batch at the collator's m; at elastic m for the metrics."""
+        labels = inputs["labels"] if self.args.loss_per == "token" else first_tokens(inputs["labels"])
+        for m in doublings(self.args.elastic_counts() or ()):
+            shrunk = self.shrink(inputs, m)
+            self.record((labels[:, 1:] != IGNORED).sum(), **{f"loss_m_{m}": self._loss(model, shrunk, None)[0]})
+        loss, outputs = self._loss(model, inputs, None)
+        return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
-    def _record_per_m(self, logits: torch.Tensor, labels: torch.Tensor, drawn: int | torch.Tensor) -> None:
-        """Mean loss per labeled token at each m; logits (labeled tokens, vocabulary)."""
+    def _record_parts(self, logits: torch.Tensor, labels: torch.Tensor, drawn: int | torch.Tensor | None) -> None:
+        """Mean loss per labeled token at each m, and of the source; logits (labeled tokens, vocabulary)."""
+        source = self.source_of_batch()
+        if drawn is None and source is None:
+            return
         is_labeled = labels[:, 1:] != IGNORED
         losses = F.cross_entropy(logits.float(), labels[:, 1:][is_labeled], reduction="none")
+        if source is not None and len(losses):
+            self.record(len(losses), **{f"loss_{source}": losses.mean()})
+        if drawn is None:
+            return
         per_sample = drawn if isinstance(drawn, torch.Tensor) else torch.tensor([drawn]).expand(len(labels))
         m_of_token = per_sample.to(labels.device)[:, None].expand_as(is_labeled)[is_labeled]
+        is_range = len(self.args.elastic_counts()) > MANY_COUNTS
         for m in per_sample.unique().tolist():
             chosen = m_of_token == m
             if chosen.any():
-                self.record(chosen.sum(), **{f"loss_m_{m}": losses[chosen].mean()})
+                self.record(chosen.sum(), **{f"loss_m_{octave(m) if is_range else m}": losses[chosen].mean()})
 
-    def _distillation(self, model, inputs: dict, logits: torch.Tensor, num_items) -> torch.Tensor:
+    def _distillation(
+        self, model: Any, inputs: dict, logits: torch.Tensor, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
         """Weighted divergence of the answers at the drawn m from those at the largest, on the scale of the loss."""
         with torch.no_grad():
             teacher = model(**inputs)["logits"]
@@ -109,6 +188,38 @@ class GenerationTrainer(FusedVLMTrainer):
         if num_items is not None and self.args.average_tokens_across_devices:
             divergence = divergence * self.accelerator.num_processes  # data parallelism takes the mean over ranks
         return self.args.distillation_weight * divergence
+
+
+def first_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """(B, L) labels of which only the first of each answer is left."""
+    is_labeled = labels != IGNORED
+    continues = F.pad(is_labeled[:, :-1], (1, 0), value=False)
+    return torch.where(is_labeled & ~continues, labels, IGNORED)
+
+
+def answer_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each answer, in the mean over its tokens.
+
+    Args:
+        logits: (labeled tokens, vocabulary), row by row, as the model returns them with `answer_logits_only`.
+        labels: (B, L); an answer is a run of labeled tokens.
+
+    Returns:
+        (answers,) losses, and (labeled tokens,) the number of the answer that each token belongs to.
+    """
+    following = labels[:, 1:]
+    is_labeled = following != IGNORED
+    answer = (first_tokens(labels)[:, 1:] != IGNORED).flatten().long().cumsum(0)[is_labeled.flatten()] - 1
+    losses = F.cross_entropy(logits.float(), following[is_labeled], reduction="none")
+    lengths = answer.bincount()
+    return losses.new_zeros(len(lengths)).index_add(0, answer, losses) / lengths, answer
+
+
+def doublings(counts: Sequence[int]) -> list[int]:
+    """The counts to evaluate at: all of a few, the powers of two and both ends of many."""
+    if len(counts) <= MANY_COUNTS:
+        return list(counts)
+    return [m for m in counts if m & (m - 1) == 0 or m in (counts[0], counts[-1])]
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -13,11 +13,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fusedvlm.console import progress
+from fusedvlm.data.mixing.grouped import source_names
 from fusedvlm.data.records import plain_image
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
@@ -179,6 +181,10 @@ class CachedViews(torch.utils.data.Dataset):
         self.cache.fill(self.samples, rank=self.rank, ranks=self.ranks)
         if self.ranks > 1:
             torch.distributed.barrier()
+
+    def source_names(self) -> np.ndarray:
+        """The samples' sources, see `fusedvlm.data.mixing.grouped.source_names`."""
+        return source_names(self.samples)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -58,7 +58,7 @@ class Mixture(Dataset):
         self.quotas = epoch_quotas(self.sizes, self.shares, stop)
         # In shared memory: worker processes that outlive an epoch must learn of the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._plan: tuple[int, np.ndarray, list[np.ndarray]] | None = None
+        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return sum(self.quotas)
@@ -84,10 +84,17 @@ class Mixture(Dataset):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Sample {index} of a mixture of {len(self)}.")
+        _, source_of, row_of = self._plan_of_epoch()
+        return int(source_of[index]), int(row_of[index])
+
+    def source_names(self) -> np.ndarray:
+        """(len,) the name of every entry's source in this epoch."""
+        return np.asarray(self.names)[self._plan_of_epoch()[1]]
+
+    def _plan_of_epoch(self) -> tuple[int, np.ndarray, np.ndarray]:
         if self._plan is None or self._plan[0] != self.epoch:
             self._plan = self._make_plan(self.epoch)
-        _, source_of, row_of = self._plan
-        return int(source_of[index]), int(row_of[index])
+        return self._plan
 
     def __getitem__(self, index: int) -> Any:
         source, row = self.locate(index)

@@ -28,6 +28,12 @@ def family(quickstart_family, tmp_path_factory):
 def test_every_stage_ran_and_was_recorded(family):
     record = json.loads((family.folder / "run.json").read_text())
     assert record["stages"]["generation"]["steps"] == 14
+    assert record["stages"]["generation"]["look_up"] | {"last_loss": None} == {
+        "steps": 4,
+        "ended_by_its_loss": False,  # nobody learns in four steps
+        "last_loss": None,
+    }
+    assert record["stages"]["generation"]["tflops"] > 0
     assert 0 <= record["stages"]["vision_warmup_cells_right"] <= 1
     assert set(record["stages"]["contrastive"]) == {"contrastive_loss", "identity_loss", "retrieval_at_1"}
     results = json.loads((family.folder / "results.json").read_text())
@@ -44,7 +50,8 @@ def test_variants_are_complete_self_contained_and_leave_no_partial_folder(family
     for m in (1, 4):
         config = json.loads((family.folder / f"fusedvlm-m{m}" / "config.json").read_text())
         assert config["num_visual_tokens"] == m
-        assert config["trained_num_visual_tokens"] == [1, 4]
+        assert config["trained_num_visual_tokens"] == [1, 2, 3, 4]
+        assert config["fuse_question"]
         assert config["text_model_name_or_path"] is None
     moved = family.folder.with_name("moved-family")
     family.folder.rename(moved)
@@ -80,15 +87,18 @@ def test_the_clock_is_kept_and_said(family, tmp_path, capsys):
 
     from fusedvlm import FusedVLMForConditionalGeneration
     from fusedvlm.processing import FusedVLMProcessor
-    from fusedvlm.quickstart import stages, world
+    from fusedvlm.quickstart import generation, stages, world
 
     model = FusedVLMForConditionalGeneration.from_pretrained(family.folder / "fusedvlm-m4")
     processor = FusedVLMProcessor.from_pretrained(family.folder / "fusedvlm-m4")
     samples = [world.make_sample(0, index) for index in range(4)]
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 5, 5, TINY.vision_width))).float()
-    out = stages.train_generation(TINY, model, processor, samples, features, tmp_path, stages.Clock(minutes=0.0))
-    assert out["steps"] == 1
-    assert "The clock allowed 1 of 14 stage-2 steps" in capsys.readouterr().err
+    material = generation.Material(samples, features, tmp_path)
+    out = generation.train_generation(TINY, model, processor, material, stages.Clock(minutes=0.0))
+    assert out["steps"] == out["look_up"]["steps"] == 1
+    said = capsys.readouterr().err
+    assert "The look-up phase was cut after 1 of at most 4 steps, before its loss had fallen" in said
+    assert "The clock allowed 1 of 14 stage-2 steps" in said
 
 
 def test_report_shows_what_was_measured(family, tmp_path):
@@ -116,9 +126,86 @@ def test_report_shows_what_was_measured(family, tmp_path):
     assert "http" not in html.replace("http-equiv", "")  # self-contained
 
 
+def test_second_turns_and_the_m_in_between_are_measured_and_shown(family, tmp_path):
+    from fusedvlm.quickstart.family_report import second_turn_table, second_turns, write_report
+
+    pairs = {(t.after, t.num_visual_tokens, t.num_followup_visual_tokens) for t in family.second_turns}
+    assert pairs == {
+        ("one_word", 1, 1), ("one_word", 4, 1), ("dense", 4, 1), ("one_word", 2, 2), ("one_word", 4, 2), ("dense", 4, 2),
+    }  # fmt: skip
+    assert {t.task for t in family.second_turns} == {"colour", "shape", "letter"}
+    saved = json.loads((family.folder / "measured" / "second_turns.json").read_text())
+    assert len(saved) == len(family.second_turns) == 6 * 3
+    assert {s.num_visual_tokens for s in family.between.scores} == {3}
+    html = write_report([family], tmp_path).read_text()
+    rows = table_after(html, "one-word question after")
+    assert [row[:3] for row in rows[1:]] == [
+        [f"a {row['after']} question", str(row["m"]), str(row["followup"])] for row in second_turns(family)
+    ]
+    assert len(second_turn_table(family)) == 7
+
+
+def scored(task: str, m: int, score: float, error: float):
+    from fusedvlm.evaluation import TaskScore
+
+    return TaskScore(task, m, score, 100, error)
+
+
+def test_a_score_in_between_is_compared_with_the_line_between_its_neighbors(family):
+    from fusedvlm.quickstart.family_report import between_neighbors
+
+    results = replace(family.results, scores=[scored("list", 2, 0.1, 0.01), scored("list", 8, 0.5, 0.02)])
+    between = replace(family.results, scores=[scored("list", 4, 0.42, 0.03)])
+    (row,) = between_neighbors(replace(family, results=results, between=between))
+    assert row["neighbors"] == (2, 8)
+    assert row["expected"] == pytest.approx(0.3)  # 4 lies halfway from 2 to 8 in doublings
+    error = (0.03**2 + (0.5 * 0.01) ** 2 + (0.5 * 0.02) ** 2) ** 0.5
+    assert row["standard_error"] == pytest.approx(error)
+    assert row["z"] == pytest.approx(0.12 / error)
+    assert row["is_between"]
+    between.scores[0] = scored("list", 4, 0.6, 0.03)
+    assert not between_neighbors(replace(family, results=results, between=between))[0]["is_between"]
+
+
+def test_recipes_without_the_question_get_the_same_compute_and_are_shown_beside(family, tmp_path):
+    import numpy as np
+
+    from fusedvlm.quickstart import compare, preparation, world
+    from fusedvlm.quickstart.family_report import write_report
+
+    generator = np.random.default_rng(0)
+    features = torch.from_numpy(generator.normal(size=(4, 5, 5, TINY.vision_width))).float()
+    samples = [world.make_sample(0, index) for index in range(4)]
+    questions = {task: [] for task in world.TASKS}
+    for number, sample in enumerate(samples):
+        for task in sample.cell_tasks():
+            questions[task].append((number, sample.cell_question(task, next(iter(sample.content)))))
+        dense = sample.dense_question()
+        questions[dense.task].append((number, dense))
+    assert all(questions.values())
+    prepared = preparation.Prepared(samples, features, samples, features, questions, {}, family.folder / "llm")
+    spent = family.stages["generation"]
+    found = compare.compare_recipes(TINY, prepared, replace(family, folder=tmp_path), "fusedvlm quickstart --compare")
+    ours, twin, unconditioned = found.entrants
+    per_step = {entrant.name: entrant.stages["tflops"] / entrant.stages["steps"] for entrant in (twin, unconditioned)}
+    for entrant in (twin, unconditioned):  # to one step's compute
+        assert 0 <= entrant.stages["tflops"] - spent["tflops"] < 1.5 * per_step[entrant.name]
+    assert twin.stages["look_up"]["steps"] == spent["look_up"]["steps"]
+    assert "look_up" not in unconditioned.stages
+    assert ours.results is family.results
+    mean = np.mean([s.score for s in twin.results.scores if s.task in ("list", "read") and s.num_visual_tokens == 4])
+    assert twin.means(dense=True)[4] == pytest.approx(mean)
+    assert set(json.loads((tmp_path / "measured" / "comparison.json").read_text())) == set(compare.TITLES)
+    html = write_report([replace(family, comparison=found)], tmp_path / "page").read_text()
+    rows = table_after(html, "mean score")
+    assert [row[0] for row in rows[1:4]] == [f"one-word tasks: {title}" for title in compare.TITLES.values()]
+    assert rows[5][1:3] == [f"{score:.3f}" for score in twin.means(dense=True).values()]
+
+
 def table_after(html: str, corner: str) -> list[list[str]]:
     """The cells' text, row by row, of the table whose first cell begins with `corner`."""
-    (table,) = [table for table in re.findall(r"<table>(.*?)</table>", html, re.DOTALL) if corner[:12] in table]
+    tables = re.findall(r"<table>(.*?)</table>", html, re.DOTALL)
+    (table,) = [table for table in tables if re.match(rf"\s*<tr><th>{re.escape(corner[:12])}", table)]
     rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
     return [[unescape(re.sub(r"<[^>]+>", "", cell)) for cell in row] for row in rows]
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fusedvlm.quickstart import world
+from fusedvlm.quickstart.conversations import KINDS, Conversations, draw_questions
 from fusedvlm.quickstart.language import Documents, build_tokenizer
 from fusedvlm.quickstart.vision import cell_labels, token_of_cell
 
@@ -87,3 +89,40 @@ def test_documents_teach_answers_only():
         assert "scene" not in taught
         assert "panel" not in taught
         assert "at" not in taught.split()
+
+
+def test_a_dense_question_stands_anywhere_among_the_others():
+    """So that the frozen language model has seen one-word questions behind a dense answer, and ends theirs."""
+    tokenizer = build_tokenizer()
+    documents = Documents(tokenizer, seed=0)
+    places = set()
+    for _ in range(80):
+        words = tokenizer.decode(documents.document(short=True)[0]).split()
+        asked = [word for word in words if word in ("colour", "shape", "letter", "list", "read")]
+        places |= {asked.index(word) for word in asked if word in ("list", "read")}
+    assert {0, 1, 8} <= places
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_conversations_are_of_their_kind_and_repeat(kind):
+    samples = [world.make_sample(0, index) for index in range(12)]
+    data = Conversations(samples, torch.zeros(12, 5, 5, 8), 6, seed=1, kinds=(kind, "dense"))
+    assert data.source_names().tolist() == [kind, "dense"] * 3
+    before, is_dense, behind = KINDS[kind]
+    for index in (0, 2, 4):
+        messages = data[index]["messages"]
+        assert messages == data[index]["messages"]
+        asked = [message["content"][-1]["text"] for message in messages[::2]]
+        expected = [False] * before + [True] * is_dense + [False] * behind
+        assert [" at " not in text for text in asked] == expected
+        assert len(set(asked)) == len(asked)
+        assert [part["type"] for message in messages for part in message["content"]].count("image") == 1
+    with pytest.raises(ValueError, match="must be one of one_word"):
+        draw_questions("short", samples[0], np.random.default_rng(0))
+
+
+def test_panels_are_drawn_as_often_as_asked():
+    samples = [world.make_sample(0, index) for index in range(40)]
+    data = Conversations(samples, torch.zeros(40, 1), 200, 0, ("one_word",), {"one_word": 0.8})
+    letters = sum("letter" in data[index]["messages"][0]["content"][-1]["text"] for index in range(200))
+    assert abs(letters - 160) < 6 * (200 * 0.8 * 0.2) ** 0.5

@@ -40,6 +40,19 @@ def train_even(stage: str, batch_size: int, backbones: Path, out: Path) -> dict[
         model = tiny.build_contrastive_model(model)
         args: Any = ContrastiveArguments(**common, identity_loss_weight=0.0)
         trainer = ContrastiveTrainer(model=model, args=args, train_dataset=data, processing_class=processor)
+    elif stage == "grouped":
+        # Sources in micro-batches of their own, each with its m; answers of different lengths; one loss over all ranks.
+        data = [{**sample(seed, turns=1 + seed % 2), "source": "ab"[seed % 2]} for seed in range(12)]
+        args = GenerationArguments(
+            **common,
+            batch_groups={"a": batch_size, "b": batch_size // 2},
+            elastic_range=[1, 8],
+            elastic_by_source={"b": [12, "2-4"]},
+            elastic_followup=[1, 2],
+            loss_per="answer",
+            until_loss=0.01,
+        )
+        trainer = GenerationTrainer(model=model, args=args, train_dataset=data, processing_class=processor)
     else:
         args = GenerationArguments(**common)
         trainer = GenerationTrainer(model=model, args=args, train_dataset=data, processing_class=processor)

@@ -1,4 +1,4 @@
-"""Two processes (gloo) see the contrastive loss of the whole batch."""
+"""Two processes (gloo) see the loss of the whole batch: of contrastive pairs, of tokens, of grouped answers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from fusedvlm.tests.processes import run_ranks
 from fusedvlm.tests.trainers.rank_programs import train_even
 
 
-@pytest.mark.parametrize("stage", ["contrastive", "generation"])
+@pytest.mark.parametrize("stage", ["contrastive", "generation", "grouped"])
 def test_two_processes_equal_one(stage, backbones, tmp_path):
     (one,) = run_ranks(1, train_even, stage, 4, backbones, tmp_path / "one")
     two, _ = run_ranks(2, train_even, stage, 2, backbones, tmp_path / "two")

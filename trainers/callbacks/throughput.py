@@ -52,6 +52,7 @@ class Throughput(TrainerCallback):
         if peak_tflops is None and torch.cuda.is_available():
             peak_tflops = device_peak_tflops(torch.cuda.get_device_name())
         self.peak_tflops = peak_tflops
+        self.total_flops = 0.0  # of this process since it began, resumed or not
         self._reset()
 
     @cached_property
@@ -75,7 +76,7 @@ class Throughput(TrainerCallback):
         answer_tokens = 0 if answers is None else int(answers.sum())
         self.images += len(images)
         self.tokens += sum(self._positions(image) for image in images) + sum(prompts) + answer_tokens
-        self.flops += 6 * self.answer_linear * answer_tokens + count_training_flops(
+        flops = 6 * self.answer_linear * answer_tokens + count_training_flops(
             self.shapes,
             images,
             prompt_lengths=prompts,
@@ -83,6 +84,8 @@ class Throughput(TrainerCallback):
             vision_learns=self.vision_learns,
             views_are_cached="view_features" in inputs,
         )
+        self.flops += flops
+        self.total_flops += flops
 
     def _positions(self, image: ImageWork) -> int:
         """View tokens, question tokens that are read and visual tokens of one image."""

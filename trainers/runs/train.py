@@ -67,7 +67,8 @@ def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: 
     if checkpoint is not None:
         tell(f"Resuming from {checkpoint}.")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    require_last_step(trainer.state, is_told=bool(callbacks))
+    is_over = trainer.until_loss is not None and trainer.until_loss.is_reached
+    require_last_step(trainer.state, is_told=bool(callbacks) or is_over)
     with StopSignals(f"the run when {target} was finished") as stop, stop.deferred():
         trainer.save_state()
         record["skipped_rows"] = skipped_rows(trainer)
