@@ -58,25 +58,6 @@ class PacedTrainer(GenerationTrainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
-    def _loss(self, model: Any, inputs: dict, num_items: torch.Tensor | int | None) -> tuple[torch.Tensor, Any]:
-        if not hasattr(self.model.config, "fusion_row_per_turn"):
-            inputs = rows_of_their_own(inputs)
-        return super()._loss(model, inputs, num_items)
-
-
-def rows_of_their_own(batch: dict) -> dict:
-    """The batch with every turn's question on a fusion row of its own: the image's views are repeated for each."""
-    turns, views = batch["image_num_questions"], batch["image_num_views"]
-    features = batch["view_features"].unflatten(0, (len(views), -1)).repeat_interleave(turns, 0)
-    samples = torch.arange(len(turns)).repeat_interleave(batch["sample_num_images"].cpu())
-    return {
-        **batch,
-        "view_features": features.flatten(0, 1),
-        "image_num_views": views.repeat_interleave(turns),
-        "image_num_questions": torch.ones(int(turns.sum()), dtype=torch.long),
-        "sample_num_images": torch.zeros(len(batch["input_ids"]), dtype=torch.long).index_add(0, samples, turns.cpu()),
-    }
-
 
 class StepTimer(TrainerCallback):
     """Seconds per step, the first ones left out."""
