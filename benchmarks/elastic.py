@@ -27,9 +27,9 @@ from transformers.utils import logging as hf_logging
 
 from fusedvlm.console import progress, say
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-from fusedvlm.quickstart.conversations import Conversations
 from fusedvlm.quickstart.family import evaluate
-from fusedvlm.quickstart.generation import make_generation_trainer
+from fusedvlm.quickstart.kinds import Conversations
+from fusedvlm.quickstart.phases import make_generation_trainer
 from fusedvlm.quickstart.preparation import vision_side
 from fusedvlm.quickstart.pretraining import LanguageModelProcess
 from fusedvlm.quickstart.settings import CPU, Settings

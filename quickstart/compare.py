@@ -14,7 +14,7 @@ from fusedvlm.files import write_json
 
 from . import world
 from .family import MEASURED, Family, evaluate
-from .generation import Material, train_to_equal_compute
+from .phases import Material, train_to_equal_compute
 from .preparation import Prepared, start_stage_2
 from .settings import Settings
 

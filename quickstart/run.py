@@ -14,7 +14,7 @@ from fusedvlm.scaling import fit_power_law
 
 from .compare import compare_recipes
 from .family import Family, evaluate, evaluate_second_turns, load_and_ask, save_family, save_record
-from .generation import Material, train_generation
+from .phases import Material, train_generation
 from .preparation import prepare, start_stage_2
 from .settings import Settings
 from .stages import Clock

@@ -26,7 +26,7 @@ from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
 from fusedvlm.processing import FusedVLMImageProcessor, build_processor
 from fusedvlm.trainers import ContrastiveArguments, ContrastiveTrainer
 
-from .conversations import Conversations
+from .kinds import Conversations
 from .language import build_tokenizer
 from .settings import Settings
 

@@ -87,14 +87,14 @@ def test_the_clock_is_kept_and_said(family, tmp_path, capsys):
 
     from fusedvlm import FusedVLMForConditionalGeneration
     from fusedvlm.processing import FusedVLMProcessor
-    from fusedvlm.quickstart import generation, stages, world
+    from fusedvlm.quickstart import phases, stages, world
 
     model = FusedVLMForConditionalGeneration.from_pretrained(family.folder / "fusedvlm-m4")
     processor = FusedVLMProcessor.from_pretrained(family.folder / "fusedvlm-m4")
     samples = [world.make_sample(0, index) for index in range(4)]
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 5, 5, TINY.vision_width))).float()
-    material = generation.Material(samples, features, tmp_path)
-    out = generation.train_generation(TINY, model, processor, material, stages.Clock(minutes=0.0))
+    material = phases.Material(samples, features, tmp_path)
+    out = phases.train_generation(TINY, model, processor, material, stages.Clock(minutes=0.0))
     assert out["steps"] == out["look_up"]["steps"] == 1
     said = capsys.readouterr().err
     assert "The look-up phase was cut after 1 of at most 4 steps, before its loss had fallen" in said

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusedvlm.quickstart import world
-from fusedvlm.quickstart.conversations import KINDS, Conversations, draw_questions
+from fusedvlm.quickstart.kinds import KINDS, Conversations, draw_questions
 from fusedvlm.quickstart.language import Documents, build_tokenizer
 from fusedvlm.quickstart.vision import cell_labels, token_of_cell
 

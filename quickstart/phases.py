@@ -23,7 +23,7 @@ from transformers import (
 from fusedvlm.console import progress, say
 from fusedvlm.trainers import ConversationCollator, GenerationArguments, GenerationTrainer
 
-from .conversations import Conversations
+from .kinds import Conversations
 from .settings import Settings
 from .stages import Allowance, BarCallback, Clock, common_arguments
 
