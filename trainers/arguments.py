@@ -63,8 +63,8 @@ class FusedVLMArguments(TrainingArguments):
         overlong: what happens to longer rows: "drop" skips them, "truncate" leaves out whole turns from the end and
             cuts the last answer that is left.
         max_skipped_rows: rows that cannot be trained on (too long, without an answer or a question, with an image that
-            cannot be opened) are skipped, counted and listed in `skipped_rows.jsonl`; more than so many, on a process,
-            end the run.
+            cannot be opened) are skipped, counted and listed in `skipped_rows.jsonl`; more than so many, of all
+            processes together, end the run.
 
     > Parameters that control which rows share a batch, and when a phase ends
 

@@ -225,8 +225,11 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
             totals, weights = zip(*(rank[name] for rank in ranks if name in rank), strict=True)
             logs[f"{prefix}{name}"] = sum(totals) / sum(weights)
         self._metrics[mode].clear()
-        skipped = self.skipped if mode == "train" else self.skipped_in_evaluation
-        counts = gather_object([len(skipped.rows)]) if self.args.world_size > 1 else [len(skipped.rows)]
+        if mode == "train":
+            counts = [len(self.skipped.of_all)]
+        else:
+            own = [len(self.skipped_in_evaluation.rows)]
+            counts = gather_object(own) if self.args.world_size > 1 else own
         if sum(counts):
             logs[f"{prefix}skipped_rows"] = sum(counts)
         if "loss" in logs:

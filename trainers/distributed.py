@@ -30,3 +30,12 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     parts = [part[: int(count)] for part, count in zip(gathered, counts, strict=True)]
     parts[rank] = rows + (ranks - 1) * (rows - rows.detach())
     return torch.cat(parts)
+
+
+def summed(number: int, device: torch.device) -> int:
+    """Sum of a number over all ranks, which must all call this at the same place; the number itself on one process."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return number
+    total = torch.tensor(number, device=device)
+    distributed.all_reduce(total)
+    return int(total)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ContrastiveArguments, ContrastiveTrainer, GenerationArguments, GenerationTrainer
+from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
 
 # Plain steps, whose differences are those of the gradients.
 PLAIN = {
@@ -84,3 +87,17 @@ def train_uneven(batch_size: int, backbones: Path, out: Path) -> tuple[list[dict
     names = ("loss", "contrastive_loss", "identity_loss", "retrieval_at_1")
     rows = [{n: row[n] for n in names if n in row} for row in trainer.state.log_history if "loss" in row]
     return rows, {name: tensor.numpy() for name, tensor in trainer.model.state_dict().items()}
+
+
+def skip_rows(limit: int, folder: Path) -> tuple[int, str]:
+    """Two rows that cannot be trained on a rank, one of which every rank meets; how many all know of, or the refusal."""
+    state = PartialState(cpu=True)
+    count = SkippedRows(folder, limit, state.process_index)
+    for name in ("both", f"row {state.process_index}"):
+        count.count(1, [{"id": name, "source": "s", "reason": "too long", "detail": ""}])
+        try:
+            count.tell_all(state.device)
+        except ValueError as error:
+            return len(count.of_all), str(error)
+    count.tell_all(state.device)  # nothing new
+    return len(count.of_all), ""

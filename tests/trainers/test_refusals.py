@@ -12,7 +12,9 @@ from transformers import TrainerControl, TrainerState
 from fusedvlm.console import useful_line
 from fusedvlm.files import saying_when_full
 from fusedvlm.tests import tiny
+from fusedvlm.tests.processes import run_ranks
 from fusedvlm.tests.trainers import smoke
+from fusedvlm.tests.trainers.rank_programs import skip_rows
 from fusedvlm.trainers import ContrastiveArguments, GenerationArguments, lora_config, run_recipe
 from fusedvlm.trainers.callbacks import console_progress
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
@@ -130,6 +132,15 @@ def test_the_count_of_skipped_rows_knows_each_once_and_goes_on_from_a_checkpoint
     with pytest.raises(ValueError, match="3 rows cannot be trained on, more than max_skipped_rows=2") as caught:
         again.count(1, [{**entry, "id": "c"}])
     assert len(str(caught.value)) <= 300
+
+
+def test_the_limit_of_skipped_rows_is_that_of_all_processes(tmp_path):
+    """None of two processes skips more than two; together they skip three, one of them twice."""
+    for limit, words in ((3, ""), (2, "3 rows cannot be trained on, more than max_skipped_rows=2: 3 too long")):
+        for known, message in run_ranks(2, skip_rows, limit, tmp_path / str(limit)):
+            assert known == 3
+            assert message.startswith(words)
+            assert bool(message) == bool(words)
 
 
 def test_the_useful_line_of_a_workers_error():

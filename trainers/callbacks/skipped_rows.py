@@ -5,9 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from fusedvlm.console import say
+from fusedvlm.trainers.distributed import summed
 
 SHOWN = 5
 HOPELESS = 8  # rows skipped before the first good one
@@ -18,7 +21,7 @@ class SkippedRows(TrainerCallback):
 
     Args:
         folder: gets `skipped_rows.jsonl` with id, source, reason and detail of each.
-        limit: most rows that may be skipped, by each process; 0 lets the first one end the run.
+        limit: most rows that may be skipped, by all processes together; 0 lets the first one end the run.
         rank: of this process; other files than the first's are numbered.
     """
 
@@ -27,11 +30,18 @@ class SkippedRows(TrainerCallback):
         self.limit = limit
         self.rows: dict[str, str] = {}  # id to reason
         self.kept = 0
+        self._by_others: dict[str, str] = {}  # as far as the processes have told each other
+        self._untold: dict[str, str] = {}
+
+    @property
+    def of_all(self) -> dict[str, str]:
+        """Rows that any process skipped, up to the end of the last step: id to reason."""
+        return {**self._by_others, **self.rows}
 
     @property
     def reasons(self) -> Counter:
-        """How many rows were skipped for each reason."""
-        return Counter(self.rows.values())
+        """How many rows were skipped for each reason, by all processes."""
+        return Counter(self.of_all.values())
 
     def count(self, kept: int, skipped: list[dict[str, Any]]) -> None:
         """Take note of a batch.
@@ -46,7 +56,7 @@ class SkippedRows(TrainerCallback):
         self.kept += kept
         new = [entry for entry in skipped if entry["id"] not in self.rows]
         for entry in new:
-            self.rows[entry["id"]] = entry["reason"]
+            self.rows[entry["id"]] = self._untold[entry["id"]] = entry["reason"]
             if len(self.rows) <= SHOWN:
                 say(f"Skipped {entry['id']}: {entry['reason']}: {entry['detail'][:200]}")
             elif len(self.rows) == SHOWN + 1:
@@ -55,13 +65,34 @@ class SkippedRows(TrainerCallback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in new)
-        if new and len(self.rows) > self.limit:
-            raise ValueError(
-                f"{len(self.rows)} rows cannot be trained on, more than max_skipped_rows={self.limit}: "
-                f"{self.describe()[:120]}; the last is {new[-1]['id'][-60:]}. `fusedvlm data check` finds them all."
-            )
+        if new:
+            self._check_limit(self.rows)
         if skipped and not self.kept and len(self.rows) >= HOPELESS:
             self.refuse_nothing()
+
+    def tell_all(self, device: torch.device) -> None:
+        """Count the rows of all processes together. All of them must call it at the same place.
+
+        A row that several of them met, in different epochs, is one row, so names are exchanged; but only when somebody
+        has new ones, which a sum of one number says.
+
+        Raises:
+            ValueError: on every process, beyond the limit.
+        """
+        if not summed(len(self._untold), device):
+            return
+        for untold in gather_object([self._untold]):
+            self._by_others.update(untold)
+        self._untold = {}
+        self._check_limit(self.of_all)
+
+    def _check_limit(self, rows: dict[str, str]) -> None:
+        if len(rows) > self.limit:
+            last = next(reversed(rows))[-60:]
+            raise ValueError(
+                f"{len(rows)} rows cannot be trained on, more than max_skipped_rows={self.limit}: "
+                f"{self.describe()[:120]}; the last is {last}. `fusedvlm data check` finds them all."
+            )
 
     def refuse_nothing(self) -> None:
         """Stop a run in which every row was skipped.
@@ -86,9 +117,16 @@ class SkippedRows(TrainerCallback):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         self.rows, self.kept = dict(state["rows"]), state["kept"]
+        self._untold = dict(self.rows)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Hold the limit against what all processes skipped."""
+        if args.world_size > 1:
+            self.tell_all(args.device)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Say how many there were; a run without a single good row is none."""
         self.refuse_nothing()
-        if self.rows:
-            say(f"{len(self.rows)} rows were skipped ({self.describe()}); they are listed in {self.path}.")
+        if args.process_index == 0 and (skipped := self.of_all):
+            listed = self.path if args.world_size == 1 else self.path.with_name("skipped_rows*.jsonl")
+            say(f"{len(skipped)} rows were skipped ({self.describe()}); they are listed in {listed}.")

@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from fusedvlm.console import say
@@ -71,21 +70,13 @@ def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: 
     require_last_step(trainer.state, is_told=bool(callbacks) or is_over)
     with StopSignals(f"the run when {target} was finished") as stop, stop.deferred():
         trainer.save_state()
-        record["skipped_rows"] = skipped_rows(trainer)
+        record["skipped_rows"] = dict(sorted(trainer.skipped.reasons.items()))
         record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         save_finished(trainer, target, record)
         if PartialState().is_main_process:
             write_record(work, record)
     stop.raise_received()
     return target
-
-
-def skipped_rows(trainer) -> dict[str, int]:
-    """How many rows all ranks skipped for each reason. Every rank must call this."""
-    own = dict(trainer.skipped.reasons)
-    ranks = gather_object([own]) if trainer.args.world_size > 1 else [own]
-    reasons = sorted({reason for rank in ranks for reason in rank})
-    return {reason: sum(rank.get(reason, 0) for rank in ranks) for reason in reasons}
 
 
 def require_last_step(state: TrainerState, is_told: bool) -> None:
