@@ -7,6 +7,7 @@ import typer
 
 from fusedvlm.console import emit_json, progress, say, show
 from fusedvlm.files import write_json
+from fusedvlm.model_source import require_source
 
 PAPER_COUNTS = "1,8,16,32,64,128,256,384,512,768"  # for the help text; the work is in profiled_model
 
@@ -22,6 +23,7 @@ def info(
 
     Example: fusedvlm info runs/quickstart/fusedvlm-m32
     """
+    require_source("model", model, "config.json")
     from .variant_info import describe_variant, render_info
 
     if json_output:
@@ -67,12 +69,13 @@ def profile(
       fusedvlm profile --shapes paper
       fusedvlm profile --model runs/quickstart/fusedvlm-m32 --image-size 64x64 --json
     """
-    from . import profiled_model as work
-
     if (model is None) == (shapes is None):
         raise ValueError("Give exactly one of --model DIR and --shapes paper.")
     if shapes not in (None, "paper"):
         raise ValueError(f"--shapes {shapes!r} is unknown; there is 'paper'.")
+    require_source("--model", model, "config.json")
+    from . import profiled_model as work
+
     config = work.paper_config() if model is None else work.load_config(model)
     numbers = work.parse_counts(counts, config)
     workload = work.Workload(work.count_image_views(image_size, config), text_tokens, question_tokens)

@@ -36,3 +36,21 @@ def describe_environment(command: str) -> Environment:
 def default_device() -> torch.device:
     """The first accelerator, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or `default_device()`.
+
+    Raises:
+        ValueError: for a device that is unknown, or that this machine does not have.
+    """
+    if device is None:
+        return default_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise ValueError(
+            f"Device {str(device)!r} cannot be used here ({reason}); there is {default_device()}."
+        ) from error
+    return torch.device(device)

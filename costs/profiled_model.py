@@ -7,7 +7,7 @@ from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGen
 from fusedvlm.processing.image_processing_fusedvlm_views import count_views
 
 from .counts import read_shapes
-from .environment import default_device, describe_environment
+from .environment import choose_device, describe_environment
 from .profile import Workload, profile, profile_table
 
 PAPER_COUNTS = "1,8,16,32,64,128,256,384,512,768"
@@ -64,6 +64,6 @@ def load_model(
     if model is not None:
         loaded = FusedVLMForConditionalGeneration.from_pretrained(model)
     else:
-        with torch.device(device or default_device()):
+        with torch.device(choose_device(device)):
             loaded = FusedVLMForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))
-    return loaded.to(device or default_device()).eval()
+    return loaded.to(choose_device(device)).eval()

@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
+from fusedvlm.model_source import require_source
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES, VISION_PREFIXES
 
@@ -146,9 +146,7 @@ def count_parameters(config: FusedVLMConfig) -> dict[str, int]:
 
 def read_variant_config(model: str, revision: str | None = None) -> FusedVLMConfig:
     """The configuration of a folder or repository. Raises `ValueError` when there is no readable one of a variant."""
-    path = Path(model)
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ValueError(f"{model}: not a variant, config.json is missing.")
+    require_source("model", model, "config.json")
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
     except (ValueError, OSError, json.JSONDecodeError) as error:

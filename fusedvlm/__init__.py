@@ -24,6 +24,11 @@ _PUBLIC = {
     "VisualChat": ".serving",
 }
 
+_PACKAGES = (
+    "comparison", "conversion", "costs", "data", "evaluation", "hub_cards", "modeling_fusedvlm", "processing",
+    "quickstart", "reducers", "scaling", "serving", "trainers",
+)  # fmt: skip
+
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
@@ -48,4 +53,4 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
         GenerationTrainer as GenerationTrainer,
     )
 else:
-    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC, also=["__version__"])
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC, also=["__version__"], packages=_PACKAGES)

@@ -56,6 +56,8 @@ COMMANDS = {
         "Train a stage from a recipe: contrastive, then generation, then variants.",
     ),
 }
+# What the user named and the system refused.
+WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
 
 def load_command(name: str) -> Any:
@@ -98,25 +100,26 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def common(
-    context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
-    debug: bool = typer.Option(False, "--debug", help="Show full tracebacks."),
+    debug: bool = typer.Option(False, "--debug", help="Show full tracebacks; anywhere on the line."),
 ) -> None:
     """Vision-language models whose number of visual tokens is a dial."""
     if version:
         show(__version__)
         raise typer.Exit
-    context.obj = {"debug": debug}
 
 
 def main() -> None:
     """Run a command. Exit code 0 only on success, 2 for wrong use (bad options, bad input), 1 for everything else."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    words = [word for word in sys.argv[1:] if word != "--debug"]  # anywhere on the line
     try:
-        app()  # typer itself exits with 2 on wrong use
-    except KeyboardInterrupt:
-        say("Interrupted.")
-        sys.exit(130)
+        app(words)  # typer itself exits with 2 on wrong use
+    except SystemExit as end:
+        interrupt = getattr(end.__context__, "__cause__", None)
+        if isinstance(interrupt, KeyboardInterrupt):
+            say(str(interrupt) or "Interrupted.")
+        raise
     except Exception as error:  # noqa: BLE001 - the last place to tell the user
         from fusedvlm.redaction import known_secrets, redact, redacted_traceback
 
@@ -124,7 +127,9 @@ def main() -> None:
         if "--debug" in sys.argv:
             say(redacted_traceback(error, secrets))
         say(f"fusedvlm: {redact(useful_line(error), secrets)}")
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        if not isinstance(error, ValueError) and "--debug" not in sys.argv:
+            say("Run it again with --debug to see where it happened.")
+        sys.exit(2 if isinstance(error, (ValueError, *WRONG_PATHS)) else 1)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ def useful_line(error: BaseException) -> str:
     >>> useful_line(ValueError("Row 3 is empty.\\nDetails follow."))
     'Row 3 is empty.'
     """
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}."
     text = str(error).strip()
     _, marker, traceback = text.partition("Original Traceback (most recent call last):")
     if marker:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def lazy_names(
-    package: str, modules: Mapping[str, str], also: Sequence[str] = ()
+    package: str, modules: Mapping[str, str], also: Sequence[str] = (), packages: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package (PEP 562).
 
@@ -14,15 +14,18 @@ def lazy_names(
         package: its `__name__`.
         modules: public name -> module that defines it, relative to the package where it begins with a dot.
         also: public names that the package itself has.
+        packages: its sub-packages, which are names of it too.
     """
     names = sorted(modules)
 
     def get(name: str) -> Any:
         if name in modules:
             return getattr(importlib.import_module(modules[name], package), name)
+        if name in packages:
+            return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}; public names: {', '.join(names)}")
 
-    return get, lambda: [*also, *names]
+    return get, lambda: [*also, *names, *packages]
 
 
 def late_function(module: str, name: str) -> Callable[..., Any]:

@@ -184,6 +184,11 @@ class FusedVLMConfig(PreTrainedConfig):
         """
         if not isinstance(config_dict, dict):
             raise ValueError(f"config.json must hold keys and values, not {type(config_dict).__name__}.")
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"config.json is that of a {str(config_dict['model_type'])[:80]!r} model, not of a FusedVLM variant; "
+                "from_backbones(vision, text) makes a variant of a vision tower and a language model."
+            )
         has_fuser = connector_class(config_dict.get("connector") or "fused").has_fusion_decoder
         for name in TOWERS if has_fuser else OTHER_TOWERS:
             tower = config_dict.get(name)

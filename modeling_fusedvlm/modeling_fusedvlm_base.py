@@ -9,6 +9,7 @@ from .modeling_fusedvlm_connector_fused import FusedVLMProjector
 from .modeling_fusedvlm_connectors import FusedVLMConnector, carrying_connector, connector_class
 from .modeling_fusedvlm_integrity import check_finite, check_record, check_tensors, recording
 from .modeling_fusedvlm_loading import (
+    check_backbones,
     find_image_token_id,
     is_language_key,
     load_generation_config,
@@ -114,8 +115,10 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             config_kwargs: further fields of `FusedVLMConfig`; `fusion_row_per_turn` is on unless given.
 
         Raises:
-            ValueError: when widths disagree or the LLM's tokenizer has no reserved token for placeholders.
+            ValueError: when widths disagree, the LLM's tokenizer has no reserved token for placeholders, the tower
+                reads no pixels, or an argument is unknown.
         """
+        check_backbones(vision, text, cls.config_class, config_kwargs)
         text = str(text)
         vision_name = None if isinstance(vision, PreTrainedModel) else str(vision)
         tower = load_vision_tower(vision if vision_name is None else vision_name, vision_revision)

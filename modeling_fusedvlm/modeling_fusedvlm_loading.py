@@ -5,6 +5,7 @@ dtype, device map, quantization and tied weights behave as for any checkpoint an
 """
 
 import copy
+import difflib
 import os
 import re
 from contextlib import contextmanager
@@ -175,10 +176,47 @@ def pinned_revision(name: str | None, revision: str | None) -> str | None:
     return commit.group(1) if commit else revision
 
 
+def check_backbones(vision, text, config_class: type, fields: dict) -> None:
+    """Refuse what `from_backbones` cannot make a model of, before anything is loaded.
+
+    Raises:
+        ValueError: for a tower or LLM that is no name, and for a field that the configuration does not have.
+    """
+    for name, value, kinds in (
+        ("vision", vision, (str, os.PathLike, PreTrainedModel)),
+        ("text", text, (str, os.PathLike)),
+    ):
+        if not isinstance(value, kinds) or not str(value):
+            also = ", or a tower model" if name == "vision" else ""
+            raise ValueError(f"{name} must be a repo id or folder{also}, got {type(value).__name__}.")
+    known = sorted(name for name in dir(config_class) if not name.startswith("_"))
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "num_visual_tokens"], 1)
+            hint = f"; did you mean {near[0]}?" if near else "; see FusedVLMConfig."
+            raise ValueError(f"from_backbones has no argument {name!r}{hint}")
+
+
 def load_vision_tower(vision, revision: str | None = None):
-    """Vision tower model from a repo id, a folder (of the tower or of a whole CLIP/SigLIP), or a module as it is."""
+    """Vision tower model from a repo id, a folder (of the tower or of a whole CLIP/SigLIP), or a module as it is.
+
+    Raises:
+        ValueError: for a model that reads no pixels.
+    """
+    tower = _load_vision_tower(vision, revision)
+    reads = getattr(tower, "main_input_name", "no pixels")
+    if reads != "pixel_values":
+        raise ValueError(
+            f"The vision tower is a {type(tower).__name__}, which reads {reads}, not pixel_values: give a CLIP, SigLIP "
+            "or other vision model."
+        )
+    return tower
+
+
+def _load_vision_tower(vision, revision: str | None):
     if isinstance(vision, PreTrainedModel):
         return vision
+    vision = os.fspath(vision)
     scheme, _, rest = vision.partition(":")
     if scheme in TOWER_LOADERS:
         return TOWER_LOADERS[scheme](rest)

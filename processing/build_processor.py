@@ -6,6 +6,8 @@ from pathlib import Path
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from fusedvlm.model_source import require_source
+
 from .image_processing_fusedvlm import FusedVLMImageProcessor
 from .processing_fusedvlm import FusedVLMProcessor
 
@@ -62,9 +64,16 @@ def build_processor(
 
 def load_text_tokenizer(config, text: str | None = None) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer, padding on the left, with a pad token and the LLM's context as its length limit."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        text or config.text_model_name_or_path, revision=None if text else config.text_model_revision
-    )
+    source, revision = text or config.text_model_name_or_path, None if text else config.text_model_revision
+    if source is None:
+        source = _own_folder(config)
+        if source is None:
+            raise ValueError(
+                "The configuration refers to no language model, so its tokenizer is unknown: give text=, or load the "
+                "variant's own processor with FusedVLMProcessor.from_pretrained(folder)."
+            )
+    require_source("text", source)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     tokenizer.padding_side = "left"  # batches are for generation first; collators pad right explicitly
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -81,10 +90,19 @@ def default_image_processor(config) -> FusedVLMImageProcessor:
     source = config.vision_model_name_or_path
     if getattr(config.vision_config, "image_mean", None) is not None:  # a converted tower brings its own
         kwargs.update(image_mean=config.vision_config.image_mean, image_std=config.vision_config.image_std)
+    elif (own := _own_folder(config)) is not None:
+        published = FusedVLMImageProcessor.from_pretrained(own)
+        kwargs.update(image_mean=published.image_mean, image_std=published.image_std)
     elif source is not None and (not Path(source).is_dir() or (Path(source) / "preprocessor_config.json").exists()):
         published = AutoImageProcessor.from_pretrained(source, revision=config.vision_model_revision)
         kwargs.update(image_mean=published.image_mean, image_std=published.image_std)
     return FusedVLMImageProcessor(**kwargs)
+
+
+def _own_folder(config) -> str | None:
+    """The local variant that the configuration was read from, which has a processor already."""
+    folder = Path(config.name_or_path or ".")
+    return str(folder) if (folder / "processor_config.json").is_file() and config.name_or_path else None
 
 
 def default_chat_template(llm_template: str | dict | None) -> str:

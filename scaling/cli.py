@@ -8,6 +8,7 @@ import typer
 
 from fusedvlm import scaling as lab
 from fusedvlm.console import emit_json, progress, say, show
+from fusedvlm.model_source import require_source
 from fusedvlm.scaling import report as tables
 
 from .score_records import group_curves, read_scores
@@ -94,6 +95,7 @@ def divergence(
       fusedvlm scaling divergence --model Qwen/Qwen2-0.5B-Instruct --dataset Intel/orca_dpo_pairs --limit 500
       fusedvlm scaling divergence --model DIR --dataset pairs.jsonl --state run.npz --output divergence.json
     """
+    require_source("--model", model, "config.json")
     from fusedvlm.scaling.divergence.measurement import Request, measure_divergence
     from fusedvlm.scaling.report.divergence_output import write_divergence
 

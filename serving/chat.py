@@ -2,22 +2,37 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
-from fusedvlm.costs.environment import default_device
+from fusedvlm.costs.environment import choose_device
+from fusedvlm.model_source import require_source
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, torch.Tensor)
 
 
-def check_folder(folder: str) -> None:
+def check_folder(folder: str | Path) -> None:
     """Say in one line what a local model folder lacks, before anything is loaded.
 
     Raises:
-        ValueError: naming the folder and the missing file.
+        ValueError: naming the folder and the missing file, or a folder that does not exist.
     """
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"A variant is named by its folder or repository, got {type(folder).__name__}.")
+    require_source("model", folder)
     path = Path(folder)
     if not path.is_dir():
         return  # a Hub repository
@@ -36,22 +51,29 @@ class VisualChat:
         revision: commit, tag or branch of the repository.
         device: where to run; the first GPU, MPS or else the CPU by default.
         dtype: torch dtype or its name; the checkpoint's own by default.
+        model_kwargs: further arguments of `from_pretrained`: `device_map`, `quantization_config`,
+            `attn_implementation`, ...
 
     Raises:
-        ValueError: when a local folder is incomplete or damaged, naming what is wrong.
+        ValueError: when a local folder is missing, incomplete or damaged, naming what is wrong.
     """
 
     def __init__(
         self,
-        model_name_or_path: str,
+        model_name_or_path: str | Path,
         revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        **model_kwargs: Any,
     ):
         check_folder(model_name_or_path)
+        is_placed = any(model_kwargs.get(name) is not None for name in ("device_map", "quantization_config"))
+        if device is not None and is_placed:
+            raise ValueError(f"device={device!r} and device_map or quantization_config both place the model; give one.")
+        target = None if is_placed else choose_device(device)
         try:
             self.model = AutoModelForImageTextToText.from_pretrained(
-                model_name_or_path, revision=revision, trust_remote_code=True, dtype=dtype
+                model_name_or_path, revision=revision, trust_remote_code=True, dtype=dtype, **model_kwargs
             )
             self.processor = AutoProcessor.from_pretrained(
                 model_name_or_path, revision=revision, trust_remote_code=True
@@ -59,28 +81,55 @@ class VisualChat:
         except Exception as error:
             # Readers of damaged JSON, safetensors and tokenizer files all raise types of their own.
             raise ValueError(f"{model_name_or_path} cannot be loaded: {_first_line(error)}") from error
-        self.model.to(device or default_device()).eval()
+        self.name = str(model_name_or_path)
+        if target is not None:
+            self.model.to(target)
+        self.model.eval()
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        m = f"m={config.num_visual_tokens} of 1..{config.max_num_visual_tokens}"
+        return f"VisualChat({self.name!r}, {m}, {self.model.dtype}, {self.model.device})"
 
     def ask(
         self,
-        images: Sequence,
+        images: Any,
         question: str,
         num_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
-        **generate_kwargs,
+        **generate_kwargs: Any,
     ) -> str:
-        """Answer one question about one or several images shown together."""
+        """Answer one question about an image, or about several that are shown together.
+
+        Args:
+            images: one image (path, URL, PIL image, array) or a list of them.
+            question: what is asked.
+            num_visual_tokens: m; the variant's own by default.
+            max_new_tokens: longest answer, in tokens.
+            generate_kwargs: as in `generate`.
+        """
         return self.ask_batch([images], [question], num_visual_tokens, max_new_tokens, **generate_kwargs)[0]
 
     def ask_batch(
         self,
-        images: Sequence[Sequence],
+        images: Sequence[Any],
         questions: Sequence[str],
         num_visual_tokens: int | Sequence[int] | None = None,
         max_new_tokens: int = 128,
-        **generate_kwargs,
+        **generate_kwargs: Any,
     ) -> list[str]:
-        """Answer question k about the images of entry k, all in one batch."""
+        """Answer question k about the image, or the images, of entry k, all in one batch.
+
+        Raises:
+            ValueError: when there are not as many entries as questions.
+        """
+        if isinstance(questions, str) or isinstance(images, ONE_IMAGE):
+            raise ValueError("ask_batch takes a list of images and a list of questions; ask takes one of each.")
+        if len(images) != len(questions):
+            raise ValueError(
+                f"{len(images)} entries of images and {len(questions)} questions: give one entry (an image, or a list "
+                "of images shown together) for each question."
+            )
         conversations = [[user_message(shown, text)] for shown, text in zip(images, questions, strict=True)]
         return self.reply_batch(conversations, num_visual_tokens, max_new_tokens, **generate_kwargs)
 
@@ -90,7 +139,7 @@ class VisualChat:
         conversations: list[list[dict]],
         num_visual_tokens: int | Sequence[int] | None = None,
         max_new_tokens: int = 128,
-        **generate_kwargs,
+        **generate_kwargs: Any,
     ) -> list[str]:
         """Next assistant message of each conversation."""
         inputs = self.prepare(conversations, num_visual_tokens)
@@ -103,12 +152,17 @@ class VisualChat:
         conversation: list[dict],
         num_visual_tokens: int | None = None,
         max_new_tokens: int = 128,
-        **generate_kwargs,
+        **generate_kwargs: Any,
     ) -> Iterator[str]:
-        """Yield the next assistant message piece by piece. Errors of the generating thread are raised here."""
+        """Yield the next assistant message piece by piece. Errors of the generating thread are raised here.
+
+        Closing the iterator, or leaving it, ends generation with the token that is being computed.
+        """
         inputs = self.prepare([conversation], num_visual_tokens)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         errors: list[BaseException] = []
+        closed = _Closed()
+        criteria = StoppingCriteriaList([*(generate_kwargs.pop("stopping_criteria", None) or []), closed])
 
         def generate() -> None:
             try:
@@ -116,6 +170,7 @@ class VisualChat:
                     self.model.generate(
                         **inputs,
                         streamer=streamer,
+                        stopping_criteria=criteria,
                         max_new_tokens=max_new_tokens,
                         **{"do_sample": False, **generate_kwargs},
                     )
@@ -125,12 +180,17 @@ class VisualChat:
 
         thread = Thread(target=generate, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:
+            closed.event.set()
+            thread.join()
         if errors:
             raise errors[0]
 
-    def prepare(self, conversations: list[list[dict]], num_visual_tokens=None):
+    def prepare(
+        self, conversations: list[list[dict]], num_visual_tokens: int | Sequence[int] | None = None
+    ) -> BatchFeature:
         """Conversations to model inputs on the model's device."""
         kwargs = {"padding": True, "padding_side": "left"}
         if num_visual_tokens is not None:
@@ -146,9 +206,20 @@ class VisualChat:
         ).to(self.model.device)
 
 
-def user_message(images: Sequence, text: str) -> dict:
-    """A user's message that shows images and asks something."""
-    shown = [{"type": "image", "image": image} for image in images]
+class _Closed(StoppingCriteria):
+    """Ends generation when nobody reads any more."""
+
+    def __init__(self) -> None:
+        self.event = Event()
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def user_message(images: Any, text: str) -> dict[str, Any]:
+    """A user's message that shows an image, or several (none: an empty list), and asks something."""
+    listed = [images] if isinstance(images, ONE_IMAGE) or hasattr(images, "read") else list(images)
+    shown = [{"type": "image", "image": image} for image in listed]
     return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fusedvlm.console import emit_json, progress, show
+from fusedvlm.model_source import require_source
 
 DEFAULT_QUESTION = "Describe the image."
 
@@ -14,7 +15,12 @@ def describe(
     images: Annotated[list[str], typer.Argument(help="Images: paths, URLs or base64 strings.", metavar="IMAGE...")],
     model: Annotated[str, typer.Option("--model", help="Variant folder or Hub repository.")],
     question: Annotated[
-        list[str] | None, typer.Option("--question", "-q", help="A question; repeat the option to ask several in turn.")
+        list[str] | None,
+        typer.Option(
+            "--question",
+            "-q",
+            help=f"A question, {DEFAULT_QUESTION!r} without one; repeat the option to ask several in turn.",
+        ),
     ] = None,
     num_visual_tokens: Annotated[
         int | None,
@@ -34,12 +40,13 @@ def describe(
 
     Example: fusedvlm describe cat.jpg dog.jpg -q "What animal is this?" -q "Which colour?" --model DIR -m 8
     """
-    from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
-
     questions = question or [DEFAULT_QUESTION]
     empty = [number for number, text in enumerate(questions) if not text.strip()]
     if empty:
         raise ValueError(f"Question {empty[0]} is empty; ask something about the image.")
+    require_source("--model", model, "config.json")
+    from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
+
     loaded = [load_image(source) for source in images]
     from .chat import VisualChat
 

@@ -33,6 +33,26 @@ logger = logging.get_logger(__name__)
 write_trainer_card = late_function("fusedvlm.hub_cards.push_to_hub", "write_trainer_card")
 
 
+def check_parts(trainer: type["FusedVLMTrainer"], model: Any, args: Any, processing_class: Any) -> None:
+    """Refuse a model, arguments or a processor of another kind.
+
+    Raises:
+        ValueError: naming what was given and what belongs there.
+    """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if trainer.model_class not in [kind.__name__ for kind in type(inner).__mro__]:
+        raise ValueError(f"{trainer.__name__} trains a {trainer.model_class}, not a {type(inner).__name__}.")
+    if not isinstance(args, trainer.arguments_class):
+        raise ValueError(
+            f"{trainer.__name__} takes args={trainer.arguments_class.__name__}, not {type(args).__name__}."
+        )
+    if processing_class is not None and not hasattr(processing_class, "query_tokenizer"):
+        raise ValueError(
+            f"processing_class must be the FusedVLMProcessor, which has the tokenizers and the image processor; got "
+            f"{type(processing_class).__name__}."
+        )
+
+
 class FusedVLMTrainer(AtomicCheckpoints, Trainer):
     """`transformers.Trainer` over conversations. Subclasses name their stage.
 
@@ -45,13 +65,17 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         kwargs: as in `transformers.Trainer`.
 
     Raises:
-        ValueError: when no processor is given and no collator either, or one process sees several GPUs.
+        ValueError: when no processor is given and no collator either, one process sees several GPUs, or the model, the
+            arguments or the processor are of another kind than the stage takes.
     """
 
     stage: str
+    model_class: str  # by name: remote code has a class of its own
+    arguments_class: type[FusedVLMArguments] = FusedVLMArguments
     _tag_names = ["fusedvlm"]
 
     def __init__(self, model, args: FusedVLMArguments, processing_class=None, data_collator=None, **kwargs):
+        check_parts(type(self), model, args, processing_class)
         for dataset in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
             read_streams_on_every_rank(args, dataset)
         if data_collator is None:

@@ -6,6 +6,7 @@ import torch
 
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_losses import contrastive_loss, identity_loss
 
+from .arguments import ContrastiveArguments
 from .base import FusedVLMTrainer
 from .collators import ConversationCollator
 from .distributed import gather_rows
@@ -21,6 +22,8 @@ class ContrastiveTrainer(FusedVLMTrainer):
     """
 
     stage = "contrastive"
+    model_class = "FusedVLMForContrastiveLearning"
+    arguments_class = ContrastiveArguments
 
     def __init__(self, model, *args, **kwargs):
         if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")):

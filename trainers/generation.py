@@ -35,6 +35,8 @@ class GenerationTrainer(FusedVLMTrainer):
     """
 
     stage = "generation"
+    model_class = "FusedVLMForConditionalGeneration"
+    arguments_class = GenerationArguments
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState
 
 from fusedvlm.console import useful_line
 from fusedvlm.files import saying_when_full
+from fusedvlm.model_source import require_source
 from fusedvlm.tests import tiny
 from fusedvlm.tests.processes import run_ranks
 from fusedvlm.tests.trainers import smoke
@@ -22,7 +23,7 @@ from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
 from fusedvlm.trainers.recipes.recipe_files import load_recipe
 from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run
 from fusedvlm.trainers.recipes.run_arguments import ModelArguments
-from fusedvlm.trainers.runs.build_model import build_model_and_processor, require_source
+from fusedvlm.trainers.runs.build_model import RUN_IT_FIRST, build_model_and_processor
 from fusedvlm.trainers.runs.training_data import data_changes, refuse_stale_manifest
 
 WRONG_NUMBERS = {
@@ -231,7 +232,7 @@ def test_a_start_that_is_not_there_is_said_to_be_missing(path, tmp_path, monkeyp
     with pytest.raises(
         ValueError, match=f"model_name_or_path={path} does not exist: run the stage that writes it first"
     ):
-        require_source("model.model_name_or_path", path, "config.json")
+        require_source("model.model_name_or_path", path, "config.json", RUN_IT_FIRST)
 
 
 def test_a_connector_without_stage_1_is_not_sent_to_it(tmp_path):

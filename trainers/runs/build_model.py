@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.integrations import deepspeed as hf_deepspeed
 
+from fusedvlm.model_source import require_source
 from fusedvlm.modeling_fusedvlm import (
     FusedVLMConfig,
     FusedVLMForConditionalGeneration,
@@ -33,6 +34,7 @@ from fusedvlm.trainers.checkpoints import MARKER, complete_folder, problems
 from fusedvlm.trainers.recipes.run_arguments import ModelArguments
 
 BYTES = "bytes"
+RUN_IT_FIRST = "run the stage that writes it first, or correct the path."
 # What a recipe says of a new model in the configuration's own words.
 CONFIG_FIELDS = [name for name in ModelArguments.__annotations__ if name in FusedVLMConfig.__annotations__]
 
@@ -119,7 +121,7 @@ def _from_saved(arguments: ModelArguments, stage: str):
     kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
     path = arguments.model_name_or_path
     try:
-        require_source("model.model_name_or_path", path, "config.json")
+        require_source("model.model_name_or_path", path, "config.json", RUN_IT_FIRST)
     except ValueError as error:
         if arguments.connector is None or connector_class(resolve_connector(arguments.connector)).has_contrastive_stage:
             raise
@@ -148,34 +150,6 @@ def _from_saved(arguments: ModelArguments, stage: str):
     return model, processor
 
 
-def require_source(field: str, value: str | None, file: str | None = None) -> None:
-    """Refuse a folder that does not exist, or holds no model, before the Hub is asked for a repository of that name.
-
-    Args:
-        field: of the recipe, for the message.
-        value: folder or repository id.
-        file: what the folder must hold.
-
-    Raises:
-        ValueError: saying what to do.
-    """
-    if not isinstance(value, str):
-        return
-    folder = Path(value).expanduser()
-    is_repository = value.count("/") == 1 and value[0] not in "./~" and not value.startswith("runs/")
-    if not folder.exists() and not is_repository:
-        raise ValueError(
-            f"{field}={value} does not exist: run the stage that writes it first, or correct the path. A repository on "
-            "the Hub is written OWNER/NAME."
-        )
-    if file is not None and folder.is_dir() and not (folder / file).is_file():
-        if (folder / "adapter_config.json").is_file():
-            return
-        inner = next((path.parent for path in sorted(folder.glob(f"*/{file}"), reverse=True)), None)
-        hint = f"; did you mean {inner}?" if inner is not None else "; it is no saved model."
-        raise ValueError(f"{field}={value} holds no {file}{hint}")
-
-
 def _loading(arguments: ModelArguments) -> dict:
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     attention = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
@@ -187,7 +161,7 @@ def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, see
     for name in ("vision", "text", "answer"):
         value = getattr(arguments, name)
         if isinstance(value, str) and "/" in value:
-            require_source(f"model.{name}", value, "config.json")
+            require_source(f"model.{name}", value, "config.json", RUN_IT_FIRST)
     query_tokenizer = load_query_tokenizer(arguments.query_tokenizer)
     vision = arguments.vision
     if isinstance(vision, dict):

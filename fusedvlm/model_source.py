@@ -1,0 +1,39 @@
+"""Whether a model's name is a folder of this machine or a repository on the Hub, before the network is asked."""
+
+from pathlib import Path
+
+
+def looks_like_repository(name: str) -> bool:
+    """Whether a name that is no folder can be OWNER/NAME on the Hub, rather than a mistyped folder."""
+    if name.count("/") != 1 or name[0] in "./~" or name.startswith("runs/") or name.endswith("/"):
+        return False
+    return not Path(name.partition("/")[0]).is_dir()
+
+
+def require_source(field: str, value: str | Path | None, file: str | None = None, hint: str = "") -> None:
+    """Refuse a folder that does not exist, or holds no model, before the Hub is asked for a repository of that name.
+
+    Args:
+        field: what the user calls it, e.g. `--model`, for the message.
+        value: folder or repository id; None and models in memory pass.
+        file: what the folder must hold.
+        hint: what to do when there is no such folder.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if not isinstance(value, str | Path):
+        return
+    name = str(value)
+    folder = Path(name).expanduser()
+    if not name or (not folder.exists() and not looks_like_repository(name)):
+        hint = hint or "correct the path."
+        raise ValueError(f"{field}={name} does not exist: {hint} A repository on the Hub is written OWNER/NAME.")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{field}={name} is a file; give the folder of a model, or OWNER/NAME on the Hub.")
+    if file is not None and folder.is_dir() and not (folder / file).is_file():
+        if (folder / "adapter_config.json").is_file():
+            return
+        inner = next((path.parent for path in sorted(folder.glob(f"*/{file}"), reverse=True)), None)
+        hint = f"; did you mean {inner}?" if inner is not None else "; it is no saved model."
+        raise ValueError(f"{field}={name} holds no {file}{hint}")
