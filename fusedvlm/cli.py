@@ -127,9 +127,11 @@ def main() -> None:
         if "--debug" in sys.argv:
             say(redacted_traceback(error, secrets))
         say(f"fusedvlm: {redact(useful_line(error), secrets)}")
-        if not isinstance(error, ValueError) and "--debug" not in sys.argv:
+        if isinstance(error, (ValueError, *WRONG_PATHS)):
+            sys.exit(2)
+        if "--debug" not in sys.argv:
             say("Run it again with --debug to see where it happened.")
-        sys.exit(2 if isinstance(error, (ValueError, *WRONG_PATHS)) else 1)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

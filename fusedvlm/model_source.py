@@ -10,6 +10,18 @@ def looks_like_repository(name: str) -> bool:
     return not Path(name.partition("/")[0]).is_dir()
 
 
+def require_folder(path: str | Path) -> None:
+    """Raise `ValueError` for a path that is no folder, before anything heavy is imported to read it."""
+    if not Path(path).is_dir():
+        raise ValueError(f"{path}: {'is a file, not a folder' if Path(path).exists() else 'no such folder'}.")
+
+
+def require_folder_or_repository(name: str) -> None:
+    """Raise `ValueError` for a name that is neither a folder nor like OWNER/NAME."""
+    if not Path(name).is_dir() and not (name and looks_like_repository(name)):
+        raise ValueError(f"{name}: no such folder, and not a repository id like user/name.")
+
+
 def require_source(field: str, value: str | Path | None, file: str | None = None, hint: str = "") -> None:
     """Refuse a folder that does not exist, or holds no model, before the Hub is asked for a repository of that name.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fusedvlm.console import emit_json, say, show
+from fusedvlm.model_source import require_folder, require_folder_or_repository
 
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")]
 Facts = Annotated[
@@ -48,6 +49,7 @@ def check(
 
     Example: fusedvlm check runs/published/fusedvlm-m8
     """
+    require_folder_or_repository(target)
     from fusedvlm.hub_cards.check.check_all import verify
 
     reports = verify(target, revision, load, run_foreign_code)
@@ -81,6 +83,7 @@ def card(
 
     Example: fusedvlm card runs/quickstart --license apache-2.0 --output runs/published
     """
+    require_folder(folder)
     from fusedvlm.hub_cards.release.variant_release import (
         build_release,
         check_target,
@@ -130,6 +133,7 @@ def space(
       fusedvlm space runs/published/fusedvlm-m32 --output runs/space   (with its card: see fusedvlm card --output)
       fusedvlm space your-name/fusedvlm-m32 --output runs/space
     """
+    require_folder_or_repository(source)
     from fusedvlm.hub_cards.release.space import space_files
     from fusedvlm.hub_cards.release.variant_release import check_target, write_file
 

@@ -52,12 +52,12 @@ def quickstart(
 
     Example: fusedvlm quickstart --minutes 12 --seeds 3
     """
+    if preset not in PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}; presets are {', '.join(PRESETS)}.")
+    output.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is no news for after the training
     import torch
 
     from .family_report import second_turn_table, summary, write_report, write_scaling_pages
-
-    if preset not in PRESETS:
-        raise ValueError(f"Unknown preset {preset!r}; presets are {', '.join(PRESETS)}.")
     from .run import run
 
     torch.set_num_threads(threads)

@@ -127,3 +127,48 @@ def test_a_folder_that_is_no_variant(tmp_path, pictures):
         assert result.returncode == 2
         assert f"{tmp_path}" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["describe", "a.png", "--model", "runs/nope"], "--model=runs/nope does not exist"),
+        (["info", "nope"], "model=nope does not exist"),
+        (["profile", "--model", "nope"], "--model=nope does not exist"),
+        (["scaling", "divergence", "--model", "nope", "--dataset", "x"], "--model=nope does not exist"),
+        (["scaling", "fit", "nope.csv"], "nope.csv: no such file"),
+        (["scaling", "report", "nope"], "nope: no such file or directory"),
+        (["quickstart", "--output", "/proc/x"], "/proc/x: no such file or directory"),
+        (["check", "nope"], "nope: no such folder, and not a repository id"),
+        (["card", "nope"], "nope: no such folder"),
+        (["push", "nope", "--repo", "me/x"], "nope: no such folder"),
+        (["space", "nope"], "nope: no such folder, and not a repository id"),
+        (["train", "generation", "--preset", "nope"], "There is no recipe 'nope'"),
+    ],
+)
+def test_what_is_not_there_is_said_before_pytorch_is_imported(words, said, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "from fusedvlm.cli import main; main()", *words],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("fusedvlm: ")]
+    assert said in line
+    heavy = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()} & {"torch", "transformers"}
+    assert not heavy
+
+
+def test_debug_stands_anywhere_and_an_interrupt_is_said(tmp_path, monkeypatch, capsys):
+    from fusedvlm import cli
+
+    monkeypatch.setattr(sys, "argv", ["fusedvlm", "info", "nope", "--debug"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setattr("fusedvlm.costs.cli.require_source", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert "Interrupted." in capsys.readouterr().err

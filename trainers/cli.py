@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import typer
 
 from fusedvlm.console import say, show, useful_line
-from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean, shipped_presets, shipped_recipes
+from fusedvlm.trainers.recipes.recipe_files import (
+    FOLDER,
+    STAGES,
+    did_you_mean,
+    find_recipe,
+    shipped_presets,
+    shipped_recipes,
+)
 
 # Words belong to TRL's parser: this module only sorts them by stage and answers --help.
 WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -70,9 +77,20 @@ def run_words(words: Sequence[str]) -> None:
 
         show(stage_help(stage, everything="--help-all" in rest))
         return
+    check_names(rest)
     from fusedvlm.trainers.runs.run_recipe import run_stage
 
     run_stage(stage, rest)
+
+
+def check_names(words: Sequence[str]) -> None:
+    """Raise `ValueError` for a recipe or preset that is not there, before PyTorch is imported."""
+    for option, folder in (("config", FOLDER), ("preset", FOLDER / "presets")):
+        for number, word in enumerate(words):
+            if word.startswith(f"--{option}="):
+                find_recipe(word.partition("=")[2], folder)
+            elif word == f"--{option}" and number + 1 < len(words):
+                find_recipe(words[number + 1], folder)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import fsspec
+from datasets.exceptions import DatasetGenerationError
 
 from fusedvlm.data.boxes import find_boxes
 from fusedvlm.wording import end_of, fit
@@ -210,6 +211,11 @@ def open_table(kind: str, path: str | list[str], subset: str | None, split: str,
             table = datasets.load_dataset(path, subset, split=split, revision=revision, streaming=streaming)
         except FileNotFoundError as error:  # DatasetNotFoundError is one
             raise ValueError(f"{path}: neither JSON files, nor a saved dataset, nor one on the Hub: {error}") from None
+        except DatasetGenerationError as error:
+            said = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines()[1:] if line.strip()]
+            raise ValueError(
+                fit(f"{path}: its files are no one table of conversations; name the file itself. {' '.join(said)}")
+            ) from None
     else:
         raise ValueError(f"A chat source takes JSON files, a folder or a Hub id, not {path!r}; use type parquet.")
     for name, feature in (table.features or {}).items():

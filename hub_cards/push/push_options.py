@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fusedvlm.hub_cards.hub_client import Hub
+from fusedvlm.model_source import require_folder
 from fusedvlm.retry import RetryPolicy
 
 from .collection import check_title
@@ -68,6 +69,7 @@ def push(
       fusedvlm push runs/quickstart --all --namespace ada --license apache-2.0 --public
       fusedvlm push runs/quickstart/fusedvlm-m32 --repo ada/fusedvlm-m32 --facts facts.yaml --tag v1.1
     """
+    require_folder(folder)
     from .push_command import PushRequest, group, plan_adapters_push, plan_variants_push, show_done, show_plan
 
     if create_pr and (public or collection or adapters):

@@ -80,7 +80,7 @@ def load_recipe(name: str | Path, preset: str | Path | None = None) -> Recipe:
     Raises:
         ValueError: for a name, key, stage or base that does not exist, or bases that form a circle.
     """
-    path = _find(name, FOLDER)
+    path = find_recipe(name, FOLDER)
     merged = _load_merged(path, ())
     if merged.get("stage") not in STAGES:
         raise ValueError(f"{path}: stage must be one of {', '.join(STAGES)}, got {shown(merged.get('stage'))}.")
@@ -106,7 +106,7 @@ def apply_preset(recipe: Recipe, preset: str | Path, own_data: dict[str, Any] | 
 
 def preset_settings(preset: str | Path, stage: str) -> dict[str, dict]:
     """What a preset states for a stage."""
-    path = _find(preset, FOLDER / "presets")
+    path = find_recipe(preset, FOLDER / "presets")
     parts = read_yaml(path)
     unknown = set(parts) - {"common", *STAGES}
     if unknown:
@@ -256,7 +256,7 @@ def _find_named(document: dict, key: str, path: Path, *folders: Path) -> Path:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{path}: {key} must be the name or path of one, got {shown(name)}.")
     try:
-        return _find(name, *folders)
+        return find_recipe(name, *folders)
     except (ValueError, OSError) as error:  # names that no file can have, too
         raise ValueError(fit(f"{path}: {key}: {error}")) from None
 
@@ -272,7 +272,7 @@ def stated_data(path: Path) -> dict[str, Any]:
     return merge(below, own.get("data", {}))
 
 
-def _find(name: str | Path, *folders: Path) -> Path:
+def find_recipe(name: str | Path, *folders: Path) -> Path:
     """A recipe file: a path, a path relative to one of the folders, or the bare name of a file there."""
     name = Path(name)
     candidates = [name if name.is_absolute() else Path.cwd() / name]
