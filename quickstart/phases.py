@@ -105,6 +105,7 @@ def elastic_arguments(settings: Settings, folder: Path, steps: int, planned: int
         batch_groups=dict(settings.groups),
         elastic_range=[1, settings.max_num_visual_tokens],
         elastic_by_source=dict.fromkeys(dense, settings.dense_counts),
+        elastic_per_sample_sources=dense,  # one m for all of them, and some m are hardly ever trained
         elastic_warmup_sources=dense,
         elastic_followup=[m for m in settings.followups if m <= settings.max_num_visual_tokens],
         loss_per="answer",

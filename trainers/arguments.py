@@ -239,6 +239,7 @@ class GenerationArguments(FusedVLMArguments):
         elastic_followup: counts to draw m' from at each step, for every question about an image after its first; m'
             never exceeds m. By default m' is the collator's.
         elastic_per_sample: draw an m for every sample rather than one for the whole step on all ranks.
+        elastic_per_sample_sources: the same for the samples of some sources of `batch_groups` only.
         elastic_seed: seed of the draw; it depends on nothing else but the step (per sample also on rank and batch).
         distillation_weight: weight of self-distillation: KL divergence from the same weights' answer distribution at
             the largest m, which are not changed by it. Costs a forward pass at the largest m per step. 0 is off.
@@ -261,6 +262,9 @@ class GenerationArguments(FusedVLMArguments):
     )
     elastic_followup: list[int] | None = field(
         default=None, metadata={"help": "Counts to draw m' from, for an image's later questions."}
+    )
+    elastic_per_sample_sources: list[str] | None = field(
+        default=None, metadata={"help": "Draw an m for every sample of these sources of batch_groups."}
     )
     elastic_warmup_sources: list[str] | None = field(
         default=None, metadata={"help": "Sources of batch_groups that the warm-up is for; all by default."}
@@ -343,7 +347,7 @@ class GenerationArguments(FusedVLMArguments):
 
     def _check_sources(self) -> None:
         groups = self.batch_groups or {}
-        for name in ("elastic_by_source", "elastic_warmup_sources"):
+        for name in ("elastic_by_source", "elastic_per_sample_sources", "elastic_warmup_sources"):
             sources = getattr(self, name)
             unknown = [source for source in sources or () if source not in groups]
             if unknown:

@@ -64,15 +64,16 @@ class GenerationTrainer(FusedVLMTrainer):
         is_warming_up = step < args.elastic_warmup_fraction * self.state.max_steps
         if is_warming_up and source in (args.elastic_warmup_sources or [source]):
             shares = shares_from(shares, args.elastic_warmup_minimum) or {max(shares): 1.0}
-        choices, probabilities = list(shares), list(shares.values())
-        if source is not None and source in (args.elastic_by_source or {}):
-            return draw_from(shares, args.elastic_seed, step, 1 + list(args.batch_groups).index(source))
-        if len({*probabilities}) == 1 and args.elastic_range is None and args.elastic_probabilities is None:
+        choices = list(shares)
+        probabilities: list[float] | None = list(shares.values())
+        if len({*shares.values()}) == 1 and args.elastic_range is None and args.elastic_probabilities is None:
             probabilities = None  # numpy draws uniform counts differently, and runs under way go on as they began
-        if not args.elastic_per_sample:
-            return draw_num_visual_tokens(choices, step, args.elastic_seed, probabilities)
-        rank, micro_batch = args.process_index, self._micro_batch[1]
-        return draw_per_sample(choices, num_samples, step, args.elastic_seed, rank, micro_batch, probabilities)
+        if args.elastic_per_sample or source in (args.elastic_per_sample_sources or ()):
+            rank, micro_batch = args.process_index, self._micro_batch[1]
+            return draw_per_sample(choices, num_samples, step, args.elastic_seed, rank, micro_batch, probabilities)
+        if source in (args.elastic_by_source or {}):
+            return draw_from(shares, args.elastic_seed, step, 1 + list(args.batch_groups).index(source))
+        return draw_num_visual_tokens(choices, step, args.elastic_seed, probabilities)
 
     def draw_followup(self) -> int | None:
         """The m' of the current step; None when it is the collator's."""

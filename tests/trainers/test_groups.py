@@ -14,7 +14,7 @@ from fusedvlm.tests import tiny
 from fusedvlm.tests.trainers.test_trainers import arguments, sample
 from fusedvlm.trainers import ConversationCollator, GenerationArguments, GenerationTrainer, shrink_visual_tokens
 from fusedvlm.trainers.collators import IGNORED
-from fusedvlm.trainers.elastic import count_shares, draw_from
+from fusedvlm.trainers.elastic import count_shares, draw_from, draw_per_sample
 from fusedvlm.trainers.generation import answer_losses, doublings, first_tokens
 
 WORDS = [{**sample(seed, turns=1), "source": "word"} for seed in range(6)]
@@ -212,6 +212,20 @@ def test_the_warm_up_is_for_the_sources_it_names(backbones, processor, tmp_path)
     trainer.train()
     assert drawn["long"] == {12}
     assert max(drawn["word"]) < 12
+
+
+def test_samples_of_the_sources_named_draw_an_m_each(backbones, processor, tmp_path):
+    trainer = trainer_of(backbones, processor, tmp_path, elastic_per_sample_sources=["long"])
+    draws: list[tuple] = []
+    draw = trainer.draw
+    trainer.draw = lambda count: [m := draw(count), draws.append((trainer.source_of_batch(), m))][0]
+    trainer.train()
+    shares = trainer.args.elastic_shares("long")
+    for step, (_, drawn) in enumerate(draws[1::2]):
+        again = draw_per_sample(list(shares), 2, step, 0, 0, 1, list(shares.values()))
+        assert drawn.tolist() == again.tolist()
+    assert [source for source, _ in draws] == ["word", "long"] * 4
+    assert all(isinstance(m, int) for source, m in draws if source == "word")
 
 
 def test_ranges_are_logged_and_evaluated_by_doublings(backbones, processor, tmp_path):
