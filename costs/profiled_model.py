@@ -33,9 +33,15 @@ def paper_config() -> FusedVLMConfig:
 
 
 def parse_counts(counts: str | None, config: FusedVLMConfig) -> list[int]:
-    """Turn "1,8,64" into numbers; the trained ones by default. Raises `ValueError` for anything else."""
+    """Turn "1,8,64" into numbers; by default those trained, of a whole range the powers of two and its ends.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if counts is None:
-        return sorted(config.trained_num_visual_tokens)
+        trained = sorted(set(config.trained_num_visual_tokens))
+        is_range = len(trained) > 2 and trained == list(range(trained[0], trained[-1] + 1))
+        return [m for m in trained if not is_range or m & (m - 1) == 0 or m in (trained[0], trained[-1])]
     try:
         return [int(part) for part in counts.split(",")]
     except ValueError:

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
 from fusedvlm.model_source import require_source
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connector import name_counts
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES, VISION_PREFIXES
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -76,7 +77,7 @@ class VariantDescription:
             **connector,
             "Visual tokens m": str(self.num_visual_tokens),
             "Later questions about an image": f"{self.num_followup_visual_tokens}{self._turns()}",
-            "Trained with m": ", ".join(map(str, self.trained_num_visual_tokens)),
+            "Trained with m": name_counts(self.trained_num_visual_tokens),
             **self._reads(),
             "Views per image": f"1 + up to {self.max_local_views}, {self.image_size} x {self.image_size} pixels, "
             f"{self.tokens_per_view} tokens each",

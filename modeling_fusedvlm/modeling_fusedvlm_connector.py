@@ -8,7 +8,7 @@ Shape legend
     G   segments: one question asked about one image    H   LLM width                 m   visual tokens
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,18 @@ def register_connector(name: str):
         return connector
 
     return register
+
+
+def name_counts(counts: Iterable[int]) -> str:
+    """Counts as text, with every run of three or more as its ends: `1 to 32`, or `1, 2, 4, 8`."""
+    runs: list[list[int]] = []
+    for count in sorted(set(counts)):
+        if runs and count == runs[-1][-1] + 1:
+            runs[-1].append(count)
+        else:
+            runs.append([count])
+    parts = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in runs]
+    return ", ".join(part for names in parts for part in names)
 
 
 def nearest_counts(counts: Sequence[int], wanted: int) -> str:
@@ -207,7 +219,7 @@ class FusedVLMConnector(nn.Module):
         if counts == list(range(1, counts[-1] + 1)):
             raise ValueError(
                 f"{name}={count} is out of range: this model takes 1 to {counts[-1]} visual tokens{each} "
-                f"(trained with m in {sorted(config.trained_num_visual_tokens)})."
+                f"(trained with m = {name_counts(config.trained_num_visual_tokens):.100})."
             )
         nearest = nearest_counts(counts, count)
         why = cls.explain_counts(config)

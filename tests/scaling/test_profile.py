@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from fusedvlm.cli import app
 from fusedvlm.costs.counts import read_shapes
 from fusedvlm.costs.profile import Workload, check_counts, profile
-from fusedvlm.costs.profiled_model import count_image_views, paper_config
+from fusedvlm.costs.profiled_model import count_image_views, paper_config, parse_counts
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connector import name_counts
 
 
 @pytest.mark.parametrize("workload", [Workload(3, 20, 5), Workload(1, 1, 0), Workload(7, 3, 31)])
@@ -76,3 +78,21 @@ def test_wrong_use(arguments, message):
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
+
+
+def test_the_m_profiled_by_default_are_those_trained_but_of_a_range_its_doublings():
+    def trained(counts):
+        return FusedVLMConfig(num_visual_tokens=1, trained_num_visual_tokens=counts)
+
+    assert parse_counts(None, trained([8, 1, 3])) == [1, 3, 8]
+    assert parse_counts(None, trained(list(range(1, 13)))) == [1, 2, 4, 8, 12]
+    assert parse_counts(None, trained([1, 2])) == [1, 2]
+    assert parse_counts("5,7", trained([1, 2])) == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [([4, 1, 2, 8], "1, 2, 4, 8"), (range(1, 33), "1 to 32"), ([1, 2, 3, 8, 9, 16, 17, 18], "1 to 3, 8, 9, 16 to 18")],
+)
+def test_trained_counts_are_named_briefly(counts, text):
+    assert name_counts(counts) == text
