@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.tests.trainers import smoke
-from fusedvlm.trainers.checkpoints import find_last_checkpoint
+from fusedvlm.trainers.checkpoints import find_last_checkpoint, problems
 from fusedvlm.trainers.recipes import FOLDER
 
 # Plain steps: Adam would turn rounding errors of nearly-zero gradients into steps of full size.
@@ -105,6 +105,22 @@ def test_shards_are_saved_loaded_and_gathered(make, alone, tmp_path):
     assert not list(checkpoint.glob("_fsdp*.py"))
     AutoModelForImageTextToText.from_pretrained(checkpoint, trust_remote_code=True)
     AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+
+
+def test_a_sharded_run_stops_whole_when_one_process_gets_the_signal(make, alone, tmp_path):
+    """FSDP2: the step under way is finished and saved by all, nothing is published, and the same command goes on."""
+    recipe = make(
+        "generation", tmp_path, training={"use_cpu": False, "per_device_train_batch_size": 2, "save_steps": 100}
+    )
+    signaled = smoke.OnRank(1, smoke.SignalAt("on_step_begin", 1))
+    assert smoke.run_ranks(2, recipe, smoke.PretendGpu(signaled), smoke.FSDP2) == [1, 1]
+    checkpoint = find_last_checkpoint(tmp_path)
+    assert checkpoint.name == "checkpoint-2"
+    assert problems(checkpoint) == []
+    assert not (tmp_path / "final").exists()
+    assert smoke.run_ranks(2, recipe, smoke.PretendGpu(), smoke.FSDP2) == [0, 0]
+    first, second = smoke.trajectory(alone), smoke.trajectory(tmp_path)
+    assert [row["loss"] for row in second] == pytest.approx([row["loss"] for row in first], rel=1e-4)
 
 
 @pytest.mark.parametrize("zero", [2, 3])
