@@ -16,8 +16,10 @@ from fusedvlm.costs.variant_info import HUB_ID, VariantDescription
 from fusedvlm.evaluation.results import EvaluationResults
 from fusedvlm.files import parse_json, read_yaml
 from fusedvlm.plain_data import build
+from fusedvlm.wording import shown
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+COLLECTION = re.compile(r"[\w.-]+/[\w.-]+-[0-9a-f]{24}", re.ASCII)
 FACTS_FILE = "facts.yaml"
 
 
@@ -65,6 +67,7 @@ class StatedFacts:
         benchmarks: task name of the results file -> registered benchmark.
         license_files: license texts that must travel along; the first one becomes LICENSE. Paths are relative to the
             file they are stated in; the facts of a card hold their names in the repository.
+        collection: the family's, as OWNER/TITLE-ID; known after the first push, so later cards can link it.
         intended_use, out_of_scope, limitations, evaluation_notes, citation: prose.
     """
 
@@ -77,11 +80,19 @@ class StatedFacts:
     datasets: tuple[Dataset, ...] = ()
     benchmarks: Mapping[str, Benchmark] = field(default_factory=dict)
     license_files: tuple[str, ...] = ()
+    collection: str | None = None
     intended_use: str | None = None
     out_of_scope: str | None = None
     limitations: str | None = None
     evaluation_notes: str | None = None
     citation: str | None = None
+
+    def __post_init__(self):
+        if self.collection is not None and not COLLECTION.fullmatch(self.collection):
+            raise ValueError(
+                f"collection {shown(self.collection)} must be OWNER/TITLE-ID, as its address ends that "
+                "`fusedvlm push` prints."
+            )
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], where: str) -> "StatedFacts":

@@ -99,7 +99,6 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "noncommercial": noncommercial(facts.stated),
         "terms": TERMS.get(facts.stated.license),
         "missing": MISSING,
-        "owner": facts.repo_id.partition("/")[0],
         "example": facts.example,
         "shown_answers": _shown_answers(facts),
         "large": counted_language_model(facts) >= LARGE,

@@ -143,7 +143,7 @@ def test_text_of_a_person_reaches_the_card(tmp_path, tiny_family):
     (tmp_path / "facts.yaml").write_text(
         "license: other\nlicense_name: my terms\nlicense_link: https://example.org/terms\nlanguages: [en]\n"
         "datasets: [{name: Mine, id: ada/mine, license: cc-by-4.0}]\nlimitations: |\n  Some.\n\n  Others.\n"
-        "citation: '@misc{x}'\n"
+        f"citation: '@misc{{x}}'\ncollection: ada/tiny-every-m-{'0123456789ab' * 2}\n"
     )
     result = run(tiny_family / "tiny-m7", "--facts", tmp_path / "facts.yaml", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -153,6 +153,18 @@ def test_text_of_a_person_reaches_the_card(tmp_path, tiny_family):
     assert "[my terms](https://example.org/terms)" in card
     assert "Others." in card
     assert "```bibtex\n@misc{x}\n```" in card
+    assert f"(https://huggingface.co/collections/ada/tiny-every-m-{'0123456789ab' * 2})" in card
+
+
+@pytest.mark.parametrize(
+    "slug", ["ada", "https://huggingface.co/collections/ada/x", "ada/x-0123", "ada/x) [y](z-" + "0" * 24]
+)
+def test_a_collection_is_linked_only_when_it_is_one(tmp_path, tiny_family, slug):
+    (tmp_path / "facts.yaml").write_text(f"license: mit\ncollection: {json.dumps(slug)}\n")
+    result = run(tiny_family / "tiny-m7", "--facts", tmp_path / "facts.yaml", "--output", tmp_path / "out")
+    assert "must be OWNER/TITLE-ID" in str(result.exception)
+    assert run(tiny_family / "tiny-m7", "--license", "mit", "--output", tmp_path / "none").exit_code == 0
+    assert "huggingface.co/collections" not in (tmp_path / "none" / "README.md").read_text()
 
 
 def test_the_commands_of_the_page(tmp_path, monkeypatch):

@@ -877,7 +877,7 @@ MUTANTS = [
         "hub_cards/push/push_repository.py",
         "bool(job.difference) and has_readers(job.state)",
         "bool(job.difference) and job.state is None",
-        ("tests/hub_cards/test_staging.py::test_a_refusal_on_the_second_repository_breaks_no_card",),
+        ("tests/hub_cards/test_staging.py::test_a_refusal_on_the_second_repository_breaks_no_card[403-/tag/]",),
     ),
     Mutant(
         "a repository that was emptied counts as done",
@@ -891,7 +891,7 @@ MUTANTS = [
         "hub_cards/check/foreign_code.py",
         "elif digests[name] != expected.get(name):",
         "elif name not in expected:",
-        ("tests/hub_cards/test_attacks.py::test_code_that_is_not_this_package_s_is_foreign",),
+        ("tests/hub_cards/test_attacks.py::test_code_that_is_not_this_package_s_is_foreign[a flipped sign]",),
     ),
     Mutant(
         "a repository's code sees the caller's variables",
@@ -905,6 +905,6 @@ MUTANTS = [
         "hub_cards/check/weight_values.py",
         "bad += int((~piece.isfinite()).sum())",
         "bad += int((~piece.isfinite()).sum()) * 0",
-        ("tests/hub_cards/test_attacks.py::test_content_that_does_not_hold_together",),
+        ("tests/hub_cards/test_attacks.py::test_content_that_does_not_hold_together[NaN in the weights]",),
     ),
 ]
