@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart goals test lint format pytest test-oldest fuzz mutants wheel-smoke clean
+.PHONY: help install development quickstart goals test lint types format pytest test-oldest fuzz mutants wheel-smoke clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -42,6 +42,12 @@ lint: development  ## Check style, formatting and the rules for files that trave
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/lint_hub_files.py $(HUB_FILES)
+	$(BIN)/python setup.py --quiet links
+	$(BIN)/mypy
+
+types: development  ## Check types alone (part of lint; the first run reads torch and transformers and takes a minute).
+	$(BIN)/python setup.py --quiet links
+	$(BIN)/mypy
 
 format: development  ## Fix style and formatting.
 	$(BIN)/ruff check --fix .
@@ -75,4 +81,4 @@ wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty 
 	cd build/wheel-smoke && venv/bin/python -I ../../tests/wheel_smoke.py
 
 clean:  ## Remove what was built here, but not runs/.
-	rm -rf $(VENV) $(OLDEST_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

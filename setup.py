@@ -1,9 +1,25 @@
-"""What pyproject.toml cannot say: the tests import as `fusedvlm.tests` from a checkout, and no wheel holds them."""
+"""What pyproject.toml cannot say: no wheel holds the tests, and an editable install shows itself to type checkers.
 
-from setuptools import find_namespace_packages, setup
+Folder X imports as `fusedvlm.X` through the map in pyproject.toml. Python follows it by a hook of setuptools; mypy,
+pyright and editors do not run hooks. For them `build/links/fusedvlm` holds links to the folders, and the editable
+install names `build/links` on the path (after the hook, so that Python itself never imports through the links).
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import Command, find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 TESTS = "fusedvlm.tests"
+ROOT = Path(__file__).resolve().parent
+LINKS = ROOT / "build" / "links"
+# Read after setuptools' own `__editable__.*.pth` (Python reads them in alphabetical order): its finder goes first.
+HOOK_FIRST = (
+    "import sys; sys.meta_path.sort("
+    "key=lambda finder: '__editable___fusedvlm' not in getattr(finder, '__module__', ''))"
+)
 
 
 class BuildWithoutTests(build_py):
@@ -15,5 +31,34 @@ class BuildWithoutTests(build_py):
         if self.editable_mode:
             self.packages += [TESTS, *(f"{TESTS}.{folder}" for folder in find_namespace_packages("tests"))]
 
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            self.run_command("links")
+            site_packages = Path(self.get_finalized_command("install").install_purelib)
+            site_packages.mkdir(parents=True, exist_ok=True)
+            (site_packages / "fusedvlm_links.pth").write_text(f"{HOOK_FIRST}\n{LINKS}\n", encoding="utf-8")
 
-setup(cmdclass={"build_py": BuildWithoutTests})
+
+class Links(Command):
+    """Make build/links/fusedvlm anew."""
+
+    user_options = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        package = LINKS / "fusedvlm"
+        shutil.rmtree(package, ignore_errors=True)
+        package.mkdir(parents=True)
+        folders = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("fusedvlm", "tests")]
+        own = [path for path in (ROOT / "fusedvlm").iterdir() if path.name != "__pycache__"]
+        for path in [*folders, *own]:
+            (package / path.name).symlink_to(os.path.relpath(path, package))
+
+
+setup(cmdclass={"build_py": BuildWithoutTests, "links": Links})

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -122,13 +123,13 @@ def draw_panel(panel: Panel, points: Sequence[Point], looks: dict[str, Style]) -
 
 
 def _draw_line(axes: Axes, panel: Panel, points: list[Point], style: Style) -> None:
-    x = [panel.x(point) for point in points]
+    x: Any = [panel.x(point) for point in points]
     scores = [point.scores[panel.score] for point in points]
     y = [score.mean for score in scores]
     bars = [[score.mean - score.low for score in scores], [score.high - score.mean for score in scores]]
-    spreads = [panel.spread(point) for point in points]
+    spreads = [spread for point in points if (spread := panel.spread(point))]
     sides = None
-    if all(spreads):
+    if len(spreads) == len(points):
         sides = [[max(0.0, s.mean - s.low) for s in spreads], [max(0.0, s.high - s.mean) for s in spreads]]
     axes.errorbar(
         x,
@@ -148,7 +149,7 @@ def _draw_line(axes: Axes, panel: Panel, points: list[Point], style: Style) -> N
 
 def _dress(axes: Axes, panel: Panel, points: Sequence[Point]) -> None:
     axes.set_xscale("log", base=2 if panel.is_count else 10)
-    values = sorted({panel.x(point) for point in points})
+    values = sorted({x for point in points if (x := panel.x(point)) is not None})
     if panel.is_count:
         axes.set_xticks(values, [f"{value:g}" for value in values])
     else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from fusedvlm.quickstart import world
 
@@ -27,7 +28,7 @@ class Asked:
 class Stream:
     """Conversation number i of a kind ("one_word" or "dense"), a function of (seed, kind, i) alone."""
 
-    def __init__(self, samples: list[world.Sample], kind: str, seed: int):
+    def __init__(self, samples: list[world.Sample], kind: str, seed: int) -> None:
         self.samples, self.kind, self.seed, self.next = samples, kind, seed, 0
         self.pools = {scene: [i for i, s in enumerate(samples) if s.is_scene == scene] for scene in (True, False)}
 
@@ -52,8 +53,13 @@ class Batches:
     """Conversations to inputs of the model, every prompt with the same m."""
 
     def __init__(
-        self, tokenizer, view_tokens: torch.Tensor, image_token_id: int, device: torch.device, reads_question: bool
-    ):
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        view_tokens: torch.Tensor,
+        image_token_id: int,
+        device: torch.device,
+        reads_question: bool,
+    ) -> None:
         self.view_tokens, self.device, self.image_token_id = view_tokens, device, image_token_id
         self.reads_question = reads_question
         self.vocabulary, self.bos, self.eos = tokenizer.get_vocab(), tokenizer.bos_token_id, tokenizer.eos_token_id

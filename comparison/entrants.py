@@ -10,7 +10,7 @@ from transformers import LlamaConfig, set_seed
 
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import BUILT_IN, CONNECTORS, connector_class
-from fusedvlm.processing import build_processor
+from fusedvlm.processing import FusedVLMProcessor, build_processor
 from fusedvlm.quickstart import world
 from fusedvlm.reducers import REDUCERS
 
@@ -179,7 +179,9 @@ def training_jobs(entrant: Entrant, plan: Plan, counts: list[int]) -> list[tuple
     return [tuple(counts)]
 
 
-def build_model(entrant: Entrant, shared: SharedWorld, plan: Plan, counts: tuple[int, ...], seed: int):
+def build_model(
+    entrant: Entrant, shared: SharedWorld, plan: Plan, counts: tuple[int, ...], seed: int
+) -> tuple[FusedVLMForConditionalGeneration, FusedVLMProcessor]:
     """An untrained model of an entrant over the shared tower and LLM, and its processor.
 
     All start at one scale: weights of standard deviation 1 / sqrt(tower width), at which such narrow layers learn.

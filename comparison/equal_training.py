@@ -8,6 +8,8 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ def draw_count(counts: Sequence[int], seed: int, step: int, group: int, large: b
 
 
 def train_equally(
-    model,
+    model: Any,
     batches: Batches,
     samples: list,
     plan: Plan,
@@ -88,12 +90,12 @@ def train_equally(
             mixed = [(one_word, plan.one_word_rows), (dense, plan.dense_rows)]
             groups = [(one_word, plan.batch_size)] if looking_up else mixed
             choices = [m for m in counts if m <= plan.look_up_largest] if looking_up else counts
-            step_losses = []
+            step_losses: list[float] = []
             for number, (stream, rows) in enumerate(groups):
                 m = draw_count(choices or counts, seed, step, number, large=stream is dense)
                 batch = batches(stream.take(rows), m)
                 shape = (*batch["input_ids"].shape, m, int((batch["labels"] != IGNORED).sum()))
-                step_losses.append(account.run(shape, lambda batch=batch: backward(model, batch)))
+                step_losses.append(account.run(shape, partial(backward, model, batch)))
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             step += 1
@@ -112,13 +114,13 @@ def train_equally(
     )
 
 
-def freeze(model) -> None:
+def freeze(model: Any) -> None:
     """Only the connector learns: neither the tower nor anything of the LLM."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(("model.vision_tower.", "model.language_model.", "lm_head.")))
 
 
-def backward(model, batch: dict) -> float:
+def backward(model: Any, batch: dict) -> float:
     """Loss and gradients of one micro-batch: the mean over its answers of each answer's mean per token."""
     labels = batch.pop("labels")
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)

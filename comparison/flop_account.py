@@ -6,6 +6,7 @@ Counting slows a step down, so each shape of batch is counted once and remembere
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,7 @@ class FlopAccount:
         self.spent = 0.0
         self.known: dict[Hashable, float] = {}
 
-    def run(self, shape: Hashable, work: Callable[[], object]) -> object:
+    def run(self, shape: Hashable, work: Callable[[], Any]) -> Any:
         """Do a piece of work and book its FLOPs, counted the first time a shape is seen.
 
         Args:
@@ -50,7 +51,7 @@ class QuestionFlops:
 
 
 @torch.no_grad()
-def count_question(model, work: Callable[[], object]) -> QuestionFlops:
+def count_question(model: Any, work: Callable[[], object]) -> QuestionFlops:
     """Count one question, split by where the products stand.
 
     What is neither the tower's nor the LLM's is the connector's; a connector that asks the LLM about the question pays
@@ -60,7 +61,7 @@ def count_question(model, work: Callable[[], object]) -> QuestionFlops:
         model: a `FusedVLMForConditionalGeneration`.
         work: the forward pass, pixels to the logits of the first token.
     """
-    with FlopCounterMode(display=False, depth=None) as counter:
+    with FlopCounterMode(display=False, depth=cast(int, None)) as counter:
         work()
     by_module = counter.get_flop_counts()
     root = type(model).__name__

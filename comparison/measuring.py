@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,13 +20,17 @@ from .flop_account import count_question
 from .plan import Plan
 from .shared_world import SharedWorld, normalize
 
+if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+    from fusedvlm.processing import FusedVLMProcessor
+
 TOKENS_OF_ANSWER = {True: 50, False: 3}
 
 
 def measure_cell(
     entrant: Entrant,
-    model,
-    processor,
+    model: "FusedVLMForConditionalGeneration",
+    processor: "FusedVLMProcessor",
     shared: SharedWorld,
     plan: Plan,
     num_visual_tokens: int,
@@ -62,7 +67,9 @@ def measure_cell(
     )
 
 
-def _prompts(processor, texts: list[str], num_visual_tokens: int, device) -> dict:
+def _prompts(
+    processor: "FusedVLMProcessor", texts: list[str], num_visual_tokens: int, device: torch.device | str
+) -> dict:
     messages = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}] for text in texts]
     rendered = [processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
     encoded = processor.encode_prompts(
@@ -75,7 +82,9 @@ def _prompts(processor, texts: list[str], num_visual_tokens: int, device) -> dic
     return dict(encoded.to(device))
 
 
-def _answer_reduced(reduced: ReducedDense, processor, texts: list[str], pixels: torch.Tensor, limit: int) -> list[str]:
+def _answer_reduced(
+    reduced: ReducedDense, processor: "FusedVLMProcessor", texts: list[str], pixels: torch.Tensor, limit: int
+) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(texts), 128):
         part = slice(start, start + 128)
@@ -86,7 +95,13 @@ def _answer_reduced(reduced: ReducedDense, processor, texts: list[str], pixels: 
     return answers
 
 
-def _first_token(model, processor, reduced: ReducedDense | None, shared: SharedWorld, m: int) -> Callable[[], object]:
+def _first_token(
+    model: "FusedVLMForConditionalGeneration",
+    processor: "FusedVLMProcessor",
+    reduced: ReducedDense | None,
+    shared: SharedWorld,
+    m: int,
+) -> Callable[[], object]:
     """One question about one image, from normalized pixels to the logits of the first token of its answer."""
     number, question = shared.questions["colour"][0]
     own = m if reduced is None else reduced.num_patches

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -35,7 +36,7 @@ class Comparison:
         ValueError: when the folder holds a comparison with other settings.
     """
 
-    def __init__(self, plan: Plan, folder: Path, command: str):
+    def __init__(self, plan: Plan, folder: Path, command: str) -> None:
         claim_folder(folder, plan)
         self.plan, self.folder, self.command = plan, folder, command
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +86,7 @@ class Comparison:
                 self._work(job, bar, wait=True)
         return [cell for cell in self.cells(entrants) if cell.seed < seeds]
 
-    def _work(self, job, bar, wait: bool) -> bool:
+    def _work(self, job: Any, bar: Any, wait: bool) -> bool:
         """Do one job unless another process is doing it; whether it is done."""
         entrant, weights, counts, seed = job
         if self._missing(entrant, counts, seed):
@@ -104,7 +105,7 @@ class Comparison:
             Cell.load(path)
         return [m for m, path in paths.items() if not path.exists()]
 
-    def _measure(self, entrant: Entrant, weights: tuple[int, ...], counts: list[int], seed: int, bar) -> None:
+    def _measure(self, entrant: Entrant, weights: tuple[int, ...], counts: list[int], seed: int, bar: Any) -> None:
         if not counts:
             return
         bar.set_postfix_str(f"{entrant.key}, seed {seed}")
@@ -115,7 +116,7 @@ class Comparison:
             cell = measure_cell(entrant, model, processor, self.shared, self.plan, m, seed, training, self.command)
             cell.save(self.cell_path(entrant, m, seed))
 
-    def _train(self, entrant: Entrant, model, weights: tuple[int, ...], seed: int) -> TrainingRecord:
+    def _train(self, entrant: Entrant, model: Any, weights: tuple[int, ...], seed: int) -> TrainingRecord:
         """Train, or read the weights of a finished training; a killed one left nothing."""
         stem = self.folder / "weights" / f"{entrant.slug}-m{'_'.join(map(str, weights))}-s{seed}"
         stem.parent.mkdir(exist_ok=True)

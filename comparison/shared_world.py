@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class SharedWorld:
         return self.folder / "llm"
 
     @torch.no_grad()
-    def view_tokens(self, model, part: str) -> torch.Tensor:
+    def view_tokens(self, model: Any, part: str) -> torch.Tensor:
         """(images, T, F) what the model's connector reads of every "training" or "held_out" image, in half precision.
 
         Cached in the run folder, by what the connector says its view tokens depend on.
@@ -145,7 +146,7 @@ def _build_vision(plan: Plan, folder: Path, device: torch.device) -> None:
     samples, pixels = _render(0, plan.num_images, "rendering images")
     held_out, held_out_pixels = _render(HELD_OUT, plan.num_held_out, "rendering held-out images")
     set_seed(1)
-    tower = CLIPVisionModel(
+    tower: Any = CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=plan.vision_width,
             intermediate_size=plan.vision_width * 2,
@@ -154,7 +155,8 @@ def _build_vision(plan: Plan, folder: Path, device: torch.device) -> None:
             image_size=world.SIZE,
             patch_size=PATCH,
         )
-    ).to(device)
+    )
+    tower.to(device)
     cells_right = teach_tower(tower, pixels, samples, plan, device)
     partial = folder / "tower.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -173,7 +175,9 @@ def _render(first: int, count: int, description: str) -> tuple[list, torch.Tenso
     return samples, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def teach_tower(tower: CLIPVisionModel, pixels: torch.Tensor, samples: list, plan: Plan, device) -> float:
+def teach_tower(
+    tower: CLIPVisionModel, pixels: torch.Tensor, samples: list, plan: Plan, device: torch.device | str
+) -> float:
     """The stand-in for CLIP's training: patches tell their cells, the class token tells which words the image holds.
 
     Patches are read at both layers that connectors read: the last, normalized, and the one before. The class token's

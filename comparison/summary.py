@@ -107,7 +107,10 @@ def summarize_cells(cells: Sequence[Cell], reference: str | None = None) -> list
         groups.setdefault((cell.entrant, cell.num_visual_tokens), []).append(cell)
     order = list(dict.fromkeys(cell.entrant for cell in cells))
     keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
-    return [_point(groups[key], groups.get((reference, key[1])) if key[0] != reference else None) for key in keys]
+    return [
+        _point(groups[key], None if reference is None or key[0] == reference else groups.get((reference, key[1])))
+        for key in keys
+    ]
 
 
 def _matrix(cells: Sequence[Cell], tasks: Sequence[str]) -> dict[str, np.ndarray]:
@@ -225,11 +228,11 @@ def verdicts(points: Sequence[Point], reference: str | None) -> list[str]:
     ]
     if reference is None:
         return lines
-    losses = [p for p in points if p.difference is not None and p.difference.low > 0]
-    for p in losses:
+    losses = [(p, p.difference) for p in points if p.difference is not None and p.difference.low > 0]
+    for p, behind in losses:
         lines.append(
-            f"{reference} loses to {p.entrant} at m = {p.num_visual_tokens}, by {p.difference.mean:.3f} "
-            f"[{p.difference.low:.3f}, {p.difference.high:.3f}]."
+            f"{reference} loses to {p.entrant} at m = {p.num_visual_tokens}, by {behind.mean:.3f} "
+            f"[{behind.low:.3f}, {behind.high:.3f}]."
         )
     if not losses and any(p.difference is not None for p in points):
         lines.append(f"Nobody beats {reference} at the same m by more than the interval of the difference.")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as hf_logging
@@ -139,7 +140,12 @@ def _reference(request: Request, keys: Sequence[str]) -> str | None:
 
 
 def _write(
-    request: Request, comparison: Comparison, cells: Sequence[Cell], keys: list[str], reference: str | None, refused
+    request: Request,
+    comparison: Comparison,
+    cells: Sequence[Cell],
+    keys: list[str],
+    reference: str | None,
+    refused: Any,
 ) -> tuple[Summary, Path, str]:
     """Summary and page of finished cells."""
     plan = comparison.plan
@@ -182,7 +188,8 @@ def compare_given(paths: Sequence[Path], output: Path) -> tuple[Summary, Path, s
 def catalog(preset: str, tokens: str | None) -> tuple[dict, str]:
     """What can be compared, as a document and as text."""
     plan = make_plan(preset, tokens, None)
-    connectors, reducers = [], []
+    connectors: list[dict[str, Any]] = []
+    reducers: list[dict[str, Any]] = []
     for entrant in all_entrants():
         if entrant.reducer is not None:
             continue
@@ -204,10 +211,10 @@ def catalog(preset: str, tokens: str | None) -> tuple[dict, str]:
                 "cannot": {str(m): reason for m, reason in refused.items()},
             }
         )
-    for name, kind in REDUCERS.items():
-        usable = "" if not kind.reads_question else "needs a CLIP with a text half, so not in this world"
+    for name, reducer in REDUCERS.items():
+        usable = "" if not reducer.reads_question else "needs a CLIP with a text half, so not in this world"
         reducers.append(
-            {"name": f"dense+{name}", "summary": kind.summary, "source": kind.source, "not_here": usable or None}
+            {"name": f"dense+{name}", "summary": reducer.summary, "source": reducer.source, "not_here": usable or None}
         )
     lines = [f"Connectors (m of {', '.join(map(str, plan.num_visual_tokens))} in this world):"]
     width = max(len(row["name"]) for row in [*connectors, *reducers]) + 2

@@ -1,7 +1,7 @@
 """`fusedvlm convert`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,7 +79,7 @@ def convert(
         _show(report)
 
 
-def _show(report) -> None:
+def _show(report: Any) -> None:
     for name in report.used:
         show(f"kept     {name}")
     for old, new in report.renamed:

@@ -13,6 +13,7 @@ import re
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -86,7 +87,9 @@ class ConversionOptions:
     dtype: str | None = None
 
 
-def convert_published(source: str, output: str, options: ConversionOptions | None = None) -> ConversionReport:
+def convert_published(
+    source: str | Path, output: str | Path, options: ConversionOptions | None = None
+) -> ConversionReport:
     """Write a published checkpoint folder as a variant folder.
 
     Args:
@@ -100,15 +103,15 @@ def convert_published(source: str, output: str, options: ConversionOptions | Non
             referenced LLM is not the one in the checkpoint.
     """
     options = options or ConversionOptions()
-    source, output = Path(source), Path(output)
-    if source.resolve() == output.resolve():
+    folder, target = Path(source), Path(output)
+    if folder.resolve() == target.resolve():
         raise ValueError(f"{output} is the published folder itself; write the variant elsewhere.")
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizers = _collect_tokenizers(source, Path(scratch), options)
-        model, report = load_published(source, options, tokenizers)
+        tokenizers = _collect_tokenizers(folder, Path(scratch), options)
+        model, report = load_published(folder, options, tokenizers)
         report.output = str(output)
-        model.save_pretrained(output, merged=options.text_model is None)
-        _save_processor(model.config, source, output, options, tokenizers, report)
+        model.save_pretrained(target, merged=options.text_model is None)
+        _save_processor(model.config, folder, target, options, tokenizers, report)
     return report
 
 
@@ -183,7 +186,9 @@ def _load_quecc(
     return model, report
 
 
-def _fill(model_class, config: FusedVLMConfig, state: dict[str, torch.Tensor], dtype: str | None, notes: list[str]):
+def _fill(
+    model_class: Any, config: FusedVLMConfig, state: dict[str, torch.Tensor], dtype: str | None, notes: list[str]
+) -> Any:
     """The model with `state` as its weights, after checking that every key and shape is the one the config implies."""
     with torch.device("meta"):
         skeleton = model_class(config)
@@ -419,7 +424,7 @@ def _collect_tokenizers(source: Path, scratch: Path, options: ConversionOptions)
     return found
 
 
-def _set_generation_defaults(model, tokenizer: Path | None) -> None:
+def _set_generation_defaults(model: Any, tokenizer: Path | None) -> None:
     """Answers end where the published demo ends them, and placeholders are never generated."""
     loaded = None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
     eos = pad = None
@@ -439,7 +444,9 @@ def _set_generation_defaults(model, tokenizer: Path | None) -> None:
 
 def _check_text_model(state: dict[str, torch.Tensor], options: ConversionOptions) -> None:
     """Refuse to refer to an LLM that is not the one in the checkpoint, compared at the checkpoint's precision."""
-    reference = AutoModelForCausalLM.from_pretrained(options.text_model, revision=options.text_revision, dtype="auto")
+    reference = AutoModelForCausalLM.from_pretrained(
+        str(options.text_model), revision=options.text_revision, dtype="auto"
+    )
     prefix = reference.base_model_prefix + "."
     theirs = {
         f"model.language_model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name: tensor
@@ -456,7 +463,9 @@ def _check_text_model(state: dict[str, torch.Tensor], options: ConversionOptions
         )
 
 
-def _save_processor(config, source: Path, output: Path, options, tokenizers, report: ConversionReport) -> None:
+def _save_processor(
+    config: FusedVLMConfig, source: Path, output: Path, options: Any, tokenizers: Any, report: ConversionReport
+) -> None:
     """Processor of the variant, from the published tokenizers and `preprocessor_config.json`."""
     own_tokens = config.connector_class.has_own_question_tokens(config)
     if (own_tokens and tokenizers["query"] is None) or tokenizers["llm"] is None:

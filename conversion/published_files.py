@@ -111,8 +111,8 @@ def _without_placeholders(name: str, document: dict) -> dict:
         added = document.get("added_tokens_decoder", {})
         kept = {row: token for row, token in added.items() if not PLACEHOLDER.fullmatch(token["content"])}
         return {**document, "added_tokens_decoder": kept} if added else document
-    kept = [token for token in document["added_tokens"] if not PLACEHOLDER.fullmatch(token["content"])]
-    return {**document, "added_tokens": kept}
+    tokens = [token for token in document["added_tokens"] if not PLACEHOLDER.fullmatch(token["content"])]
+    return {**document, "added_tokens": tokens}
 
 
 def first_placeholder_id(folder: Path) -> int | None:

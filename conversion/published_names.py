@@ -1,6 +1,7 @@
 """Parameter names of the published checkpoints and ours, in both directions (docs/reference.md, "Tensors")."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # Longest first: the first pair whose prefix matches decides. The same table read right to left gives the way back.
@@ -51,7 +52,7 @@ class KeyReport:
     dropped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def published_stage(names) -> str:
+def published_stage(names: Iterable[str]) -> str:
     """ "generation" for a full published model, "contrastive" for a stage-1 one.
 
     Raises:
@@ -69,7 +70,7 @@ def published_stage(names) -> str:
     )
 
 
-def to_ours(names, stage: str) -> KeyReport:
+def to_ours(names: Iterable[str], stage: str) -> KeyReport:
     """Names of a published checkpoint in this package.
 
     Raises:
@@ -78,13 +79,13 @@ def to_ours(names, stage: str) -> KeyReport:
     return _rename(names, GENERATION if stage == "generation" else CONTRASTIVE)
 
 
-def to_published(names, stage: str) -> KeyReport:
+def to_published(names: Iterable[str], stage: str) -> KeyReport:
     """Names of a state dict of this package in a published checkpoint. Raises `ValueError` naming unknown keys."""
     table = GENERATION if stage == "generation" else CONTRASTIVE
     return _rename(names, [(ours, theirs) for theirs, ours in table])
 
 
-def _rename(names, table: list[tuple[str, str]]) -> KeyReport:
+def _rename(names: Iterable[str], table: list[tuple[str, str]]) -> KeyReport:
     report, unknown = KeyReport(), []
     for name in sorted(names):
         # Older checkpoints have one level more above the vision tower.

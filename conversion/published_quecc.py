@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 import torch
 
@@ -41,7 +42,7 @@ def quecc_names(name: str) -> list[str]:
 
 def quecc_state(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The compressor's tensors under our names."""
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, tensor in published.items():
         names = quecc_names(name)
         state.update(zip(names, tensor.chunk(len(names)), strict=True))
@@ -54,12 +55,12 @@ TOWER = "model.vision_tower.vision_tower.vision_model."
 MLP = {"1": "model.connector.mlp.layers.0.", "3": "model.connector.mlp.layers.1."}
 
 
-def is_quecc(names) -> bool:
+def is_quecc(names: Iterable[str]) -> bool:
     """Whether these are keys of a LLaVA with a QueCC compressor, or of its projector alone."""
     return any(name.endswith("mm_projector.0.clip_attn.in_proj_weight") for name in names)
 
 
-def to_ours(names) -> KeyReport:
+def to_ours(names: Iterable[str]) -> KeyReport:
     """Names of a published checkpoint in this package; the joint attention projection becomes three.
 
     Raises:
@@ -96,8 +97,8 @@ def _rename(name: str) -> list[str] | None:
 def rename_tensors(published: dict[str, torch.Tensor], report: KeyReport) -> dict[str, torch.Tensor]:
     """The tensors under our names; what became three is cut in three."""
     targets: dict[str, list[str]] = {name: [name] for name in report.used}
-    for old, new in report.renamed:
-        targets.setdefault(old, []).append(new)
+    for old, ours in report.renamed:
+        targets.setdefault(old, []).append(ours)
     state = {}
     for old, new in targets.items():
         state.update({name: part.contiguous() for name, part in zip(new, published[old].chunk(len(new)), strict=True)})

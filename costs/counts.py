@@ -6,9 +6,13 @@ dense LLM counts. A multiply-add is two FLOPs. Softmax, norms, rotary embedding 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMConnector
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Shapes:
     vision_width: int
     vision_tokens: int
     patch_flops: int
-    connector: nn.Module
+    connector: "FusedVLMConnector"
     llm_linear: int
     llm_head: int
     llm_layers: int
@@ -59,7 +63,7 @@ class Flops:
         return {**asdict(self), "first_token": self.first_token}
 
 
-def read_shapes(config) -> Shapes:
+def read_shapes(config: "FusedVLMConfig") -> Shapes:
     """Shapes of a `FusedVLMConfig`; the default config is the paper's size."""
     from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 

@@ -10,12 +10,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from .counts import Shapes, count_flops, kv_cache_bytes
+
+if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 
 STAGES = ("encode", "fuse", "prefill", "decode")
 DECODE_STEPS = 16
@@ -75,7 +79,7 @@ class ProfileRow:
 class StagedModel:
     """The four stages of a `FusedVLMForConditionalGeneration` as functions of tensors of the right shapes."""
 
-    def __init__(self, model, workload: Workload):
+    def __init__(self, model: Any, workload: Workload) -> None:
         self.model, self.workload = model, workload
         self.config = model.config
         parameter = next(model.parameters())
@@ -136,7 +140,7 @@ class StagedModel:
 
 
 @torch.no_grad()
-def count_with_torch(config, m: int, workload: Workload) -> dict[str, float]:
+def count_with_torch(config: "FusedVLMConfig", m: int, workload: Workload) -> dict[str, float]:
     """FLOPs of each stage as torch's counter sees them, on the meta device: no weights are made."""
     from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 
@@ -144,7 +148,7 @@ def count_with_torch(config, m: int, workload: Workload) -> dict[str, float]:
         staged = StagedModel(FusedVLMForConditionalGeneration(config).eval().requires_grad_(False), workload)
     pixels = staged.pixels()
 
-    def counted(stage: Callable, *inputs) -> tuple[float, object]:
+    def counted(stage: Callable, *inputs: Any) -> tuple[float, Any]:
         with FlopCounterMode(display=False) as counter:
             output = stage(*inputs)
         return float(counter.get_total_flops()), output
@@ -156,7 +160,7 @@ def count_with_torch(config, m: int, workload: Workload) -> dict[str, float]:
     return {"vision": vision, "fusion": fusion, "prefill": prefill, "decode_step": decode}
 
 
-def check_counts(config, shapes: Shapes, m: int, workload: Workload, tolerance: float = 1e-3) -> None:
+def check_counts(config: "FusedVLMConfig", shapes: Shapes, m: int, workload: Workload, tolerance: float = 1e-3) -> None:
     """Compare our counts with torch's, stage by stage.
 
     Raises:
@@ -170,7 +174,7 @@ def check_counts(config, shapes: Shapes, m: int, workload: Workload, tolerance: 
 
 
 @torch.no_grad()
-def time_stages(model, m: int, workload: Workload, repeats: int = 5) -> Timing:
+def time_stages(model: Any, m: int, workload: Workload, repeats: int = 5) -> Timing:
     """Run each stage on random inputs of the right shapes, after one warm-up round."""
     staged = StagedModel(model.eval(), workload)
     pixels = staged.pixels()
@@ -178,7 +182,7 @@ def time_stages(model, m: int, workload: Workload, repeats: int = 5) -> Timing:
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
 
-    def timed(stage: Callable, *inputs) -> tuple[float, object]:
+    def timed(stage: Callable, *inputs: Any) -> tuple[float, Any]:
         if is_cuda:
             torch.cuda.synchronize()
         started = time.perf_counter()
@@ -208,11 +212,11 @@ def _peak_process_bytes() -> int:
 
 
 def profile(
-    config,
+    config: "FusedVLMConfig",
     shapes: Shapes,
     counts: list[int],
     workload: Workload,
-    model=None,
+    model: Any = None,
     repeats: int = 5,
     on_row: Callable[[int], None] = lambda m: None,
 ) -> list[ProfileRow]:
@@ -247,8 +251,7 @@ def profile(
 def profile_table(rows: list[ProfileRow]) -> str:
     """The rows as a table: FLOPs and cache, then what was timed."""
     header = f"{'m':>5} {'TFLOP: vision':>14} {'fusion':>8} {'prefill':>8} {'decode':>8} {'KV MB':>8}"
-    timed = rows[0].timing is not None
-    if timed:
+    if rows[0].timing is not None:
         header += f" {'ms: encode':>11} {'fuse':>8} {'prefill':>8} {'TTFT':>8} {'tokens/s':>9} {'peak GB':>8}"
     lines = [header]
     for row in rows:
@@ -258,8 +261,7 @@ def profile_table(rows: list[ProfileRow]) -> str:
             for name, width in (("vision", 14), ("fusion", 8), ("prefill", 8), ("decode_step", 8))
         )
         line += f" {row.kv_cache_bytes / 1e6:>8.2f}"
-        if timed:
-            t = row.timing
+        if (t := row.timing) is not None:
             times = (t.encode, t.fuse, t.prefill, t.time_to_first_token)
             line += f" {1e3 * times[0]:>11.1f} " + " ".join(f"{1e3 * value:>8.1f}" for value in times[1:])
             line += f" {t.decode_tokens_per_second:>9.1f} {t.peak_bytes / 1e9:>8.2f}"

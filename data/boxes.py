@@ -34,7 +34,7 @@ class Box:
     right: Fraction
     bottom: Fraction
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 <= self.left <= self.right <= 1 and 0 <= self.top <= self.bottom <= 1):
             shown = ", ".join(f"{float(value):g}" for value in self.corners)
             raise ValueError(f"Box [{shown}] is not left <= right, top <= bottom within 0..1.")
@@ -124,8 +124,13 @@ def find_boxes(text: str) -> list[Box]:
         ValueError: for boxes that are malformed or out of range.
     """
     found: list[Box] = []
-    _replace_tags(text, lambda box: found.append(box) or "")
-    BRACKET.sub(lambda match: _rewrite(match, lambda box, _: found.append(box) or ""), text)
+
+    def note(box: Box, _: object = None) -> str:
+        found.append(box)
+        return ""
+
+    _replace_tags(text, note)
+    BRACKET.sub(lambda match: _rewrite(match, note), text)
     return found
 
 

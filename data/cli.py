@@ -60,7 +60,8 @@ def check(
         raise ValueError(f"--drop {drop}: the list is JSON Lines, so end its name in .jsonl.")
     if processor is None and max_length is not None:
         raise ValueError("--max-length counts tokens: say with --processor FOLDER whose.")
-    limits = RowLimits(max_length, overlong)
+    what: Any = overlong  # RowLimits refuses others than its two
+    limits = RowLimits(max_length, what)
     checker = RowChecker(None if processor is None else load_processor(processor), limits, num_visual_tokens)
     sources, _ = parse_data_spec(data_section(spec, kind, images))
     report = check_images([load_source(source) for source in sources], workers, drop, checker=checker)

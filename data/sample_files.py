@@ -4,12 +4,16 @@ import base64
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 from fusedvlm.data.sources.converters import Sample
 from fusedvlm.files import open_atomically
 
 
+@overload
+def open_output(path: str | Path) -> AbstractContextManager[IO[str]]: ...
+@overload
+def open_output(path: str | Path | None) -> AbstractContextManager[IO[str] | None]: ...
 def open_output(path: str | Path | None) -> AbstractContextManager[IO[str] | None]:
     """A text file that appears under its name only when everything is written; None opens nothing."""
     return nullcontext() if path is None else open_atomically(path)

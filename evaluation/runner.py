@@ -3,17 +3,22 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .results import Latency, TaskScore
 
+if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+    from fusedvlm.processing import FusedVLMProcessor
+
 
 @torch.no_grad()
 def answer_questions(
-    model,
-    processor,
+    model: "FusedVLMForConditionalGeneration",
+    processor: "FusedVLMProcessor",
     questions: Sequence[str],
     num_visual_tokens: int,
     images: Sequence | None = None,
@@ -53,12 +58,14 @@ def answer_questions(
             for history, question in zip(earlier, questions[part], strict=True)
         ]
         texts = [processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
-        kwargs = {"text": texts, "padding": True, "num_visual_tokens": num_visual_tokens, "return_tensors": "pt"}
+        kwargs: dict[str, Any] = {"text": texts, "padding": True, "return_tensors": "pt"}
+        kwargs["num_visual_tokens"] = num_visual_tokens
         if num_followup_visual_tokens is not None:
             kwargs["num_followup_visual_tokens"] = num_followup_visual_tokens
         if images is not None:
-            inputs = dict(processor(images=[[image] for image in images[part]], **kwargs).to(model.device))
-        else:
+            kwargs["images"] = [[image] for image in images[part]]
+            inputs = dict(processor(**kwargs).to(model.device))
+        elif view_features is not None:
             views = view_features[part]
             encoded = processor.encode_prompts(image_num_views=[views.shape[1]] * len(views), **kwargs)
             inputs = _with_cached_views(model, encoded.to(model.device), views)
@@ -80,7 +87,7 @@ def conversation(turns: Sequence[tuple[str, str | None]]) -> list[dict]:
     return messages
 
 
-def _with_cached_views(model, inputs, views: torch.Tensor) -> dict:
+def _with_cached_views(model: "FusedVLMForConditionalGeneration", inputs: Any, views: torch.Tensor) -> dict:
     """Replace the image side of a batch by visual tokens fused from cached views."""
     inputs = dict(inputs)
     text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
@@ -102,7 +109,13 @@ def summarize(task: str, num_visual_tokens: int, scores: Sequence[float]) -> Tas
 
 @torch.no_grad()
 def measure_latencies(
-    model, processor, image, question: str, counts: Sequence[int], max_new_tokens: int = 8, repeats: int = 7
+    model: "FusedVLMForConditionalGeneration",
+    processor: "FusedVLMProcessor",
+    image: Any,
+    question: str,
+    counts: Sequence[int],
+    max_new_tokens: int = 8,
+    repeats: int = 7,
 ) -> list[Latency]:
     """Median wall-clock time of one question about one image, pixels to text, at several m.
 
@@ -134,6 +147,7 @@ def measure_latencies(
         ask(m, max_new_tokens)
     rounds = [[(ask(m, 1), ask(m, max_new_tokens)) for m in counts] for _ in range(repeats)]
     return [
-        Latency(m, *(statistics.median(times) for times in zip(*measured, strict=True)), repeats)
+        Latency(m, statistics.median(first), statistics.median(whole), repeats)
         for m, measured in zip(counts, zip(*rounds, strict=True), strict=True)
+        for first, whole in [zip(*measured, strict=True)]
     ]

@@ -84,7 +84,7 @@ class LazyCommands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The named command, loaded. Ends with exit code 2 for a name that is none, as typer does."""
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load_command(name), rest
+        return name, load_command(name or ""), rest
 
 
 app = typer.Typer(

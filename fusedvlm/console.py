@@ -45,6 +45,6 @@ def emit_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def progress(iterable: Iterable | None = None, description: str = "", total: int | None = None, **kwargs) -> tqdm:
+def progress(iterable: Iterable | None = None, description: str = "", total: int | None = None, **kwargs: Any) -> tqdm:
     """Progress bar on standard error."""
     return tqdm(iterable, desc=description, total=total, file=sys.stderr, dynamic_ncols=True, **kwargs)

@@ -91,7 +91,7 @@ def read_json(path: str | Path, kind: type | None = dict) -> Any:
     """
     document = parse_json(_read_bytes(path), str(path))
     if kind is not None and not isinstance(document, kind):
-        wanted = {dict: "keys and values", list: "a list"}[kind]
+        wanted = "a list" if kind is list else "keys and values"
         raise ValueError(f"{path}: must hold {wanted}, found {type(document).__name__}.")
     return document
 

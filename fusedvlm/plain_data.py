@@ -45,7 +45,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
     except TypeError as error:
         raise ValueError(f"{where} holds what JSON cannot: {error}; write it in quotes.") from None
     try:
-        return _adapter(kind).validate_json(text).value
+        return _adapter(kind).validate_json(text).value  # type: ignore[arg-type]  # a type can be hashed
     except ValidationError as error:
         # A misspelt key is also a missing one: it is the mistake.
         errors = sorted(error.errors(), key=lambda entry: entry["type"] != "unexpected_keyword_argument")

@@ -64,11 +64,13 @@ def redacted_traceback(error: BaseException, secrets: Iterable[str] = ()) -> str
     """A traceback as Python prints it, with every exception's own words redacted."""
     secrets, parts = list(secrets), []
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        error = cause
         seen.add(id(error))
         frames = "".join(traceback.format_tb(error.__traceback__))
         parts.append(f"Traceback (most recent call last):\n{frames}{type(error).__name__}: {redact(error, secrets)}\n")
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\nwhich led to:\n\n".join(reversed(parts))
 
 

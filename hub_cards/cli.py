@@ -1,7 +1,8 @@
 """`fusedvlm check`, `fusedvlm card` and `fusedvlm space`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,9 +101,10 @@ def card(
     common = Common(shared_weights([variant for variant, _, _ in members]))
     for variant, repo_id, family in members:
         stated = find_stated(variant, facts, **given)
-        names = {"tag": tag, "family": family, "stated": stated, "common": common}
+        names: dict[str, Any] = {"tag": tag, "family": family, "stated": stated, "common": common}
         if stated.license is None and output is None:
-            files, notes = draft(variant, repo_id, **names), ["a draft: no license is stated (facts.yaml or --license)"]
+            files: Mapping[str, Path | bytes] = draft(variant, repo_id, **names)
+            notes: Sequence[str] = ["a draft: no license is stated (facts.yaml or --license)"]
         else:
             release = build_release(variant, repo_id, **names)
             files, notes = release.files, release.notes

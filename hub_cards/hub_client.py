@@ -64,7 +64,9 @@ class Hub:
         retry_policy: how often and how long a call is tried again.
     """
 
-    def __init__(self, endpoint: str | None = None, token: str | None = None, retry_policy: RetryPolicy | None = None):
+    def __init__(
+        self, endpoint: str | None = None, token: str | None = None, retry_policy: RetryPolicy | None = None
+    ) -> None:
         self.api = HfApi(endpoint=endpoint, token=token, library_name="fusedvlm")
         self.retry_policy = retry_policy or RetryPolicy()
         for name, value in XET_RETRIES.items():
@@ -74,7 +76,7 @@ class Hub:
     @property
     def token(self) -> str | None:
         """The token in use."""
-        return self.api.token or get_token()
+        return self.api.token if isinstance(self.api.token, str) and self.api.token else get_token()
 
     def check_token(self) -> None:
         """Refuse a token that cannot be sent, before a library puts it into its complaint.
@@ -113,7 +115,7 @@ class Hub:
                 self.wait_or_raise(error, about, attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def wait_or_raise(self, error: Exception, about: str, attempt: int, transient: bool | None = None) -> None:
+    def wait_or_raise(self, error: BaseException, about: str, attempt: int, transient: bool | None = None) -> None:
         """After attempt number `attempt` failed: wait, or raise the one line when that would not help."""
         if isinstance(error, PushError):
             raise error
@@ -127,7 +129,7 @@ class Hub:
         say(f"{about}: {reason}; attempt {attempt + 1} of {self.retry_policy.attempts} in {wait:.0f} s")
         time.sleep(wait)
 
-    def wait_after(self, error: Exception, attempt: int) -> float:
+    def wait_after(self, error: BaseException, attempt: int) -> float:
         """Seconds until the next attempt: what the Hub asked for, else doubled each time."""
         response = getattr(error, "response", None)
         asked = requested_wait(response.headers) if response is not None else None
@@ -147,7 +149,7 @@ class _Bounded:
     The session belongs to the process, so two threads must not push at once.
     """
 
-    def __init__(self, policy: RetryPolicy, about: str):
+    def __init__(self, policy: RetryPolicy, about: str) -> None:
         self.policy, self.about = policy, about
         self.done = threading.Event()
 
@@ -170,7 +172,7 @@ class _Bounded:
         self.done.set()
         self.session.timeout, self.session.event_hooks = self.before
 
-    def refuse_long_wait(self, response) -> None:
+    def refuse_long_wait(self, response: Any) -> None:
         """huggingface_hub sleeps for whatever an answer asks; stop where nobody would want to."""
         if response.status_code not in (429, 503):
             return

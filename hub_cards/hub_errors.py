@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from typing import Any
 
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -38,7 +39,7 @@ class PushError(RuntimeError):
         status: HTTP status behind it, None when there was no answer.
     """
 
-    def __init__(self, message: str, status: int | None = None):
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
 
@@ -54,7 +55,7 @@ class LongWait(RuntimeError):
         seconds: the wait that was asked for.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         super().__init__(f"the Hub asks to wait {seconds:.0f} s")
         self.seconds = seconds
 
@@ -66,7 +67,7 @@ class OddAnswer(RuntimeError):
         error: what huggingface_hub stumbled over.
     """
 
-    def __init__(self, error: Exception):
+    def __init__(self, error: Exception) -> None:
         super().__init__(f"{type(error).__name__}: {one_line(error)[:80]}")
 
 
@@ -102,7 +103,7 @@ def is_transient(error: BaseException) -> bool:
     return type(error) is RuntimeError  # hf_xet's, which says no more
 
 
-def requested_wait(headers) -> float | None:
+def requested_wait(headers: Any) -> float | None:
     """Seconds that an answer asks to wait (`RateLimit`, else `Retry-After`, a number or a date), or None."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
@@ -119,18 +120,19 @@ def silence(error: BaseException, secret: str | None = None) -> None:
     """Take secrets out of an error and of everything behind it, so that no traceback shows them."""
     secrets = [*known_secrets(), *([secret] if secret else [])]
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        error.args = tuple(redact(part, secrets) if isinstance(part, str) else part for part in error.args)
-        if isinstance(getattr(error, "server_message", None), str):
-            error.server_message = redact(error.server_message, secrets)
-        error = error.__cause__ or error.__context__
+    cause: Any = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        cause.args = tuple(redact(part, secrets) if isinstance(part, str) else part for part in cause.args)
+        if isinstance(getattr(cause, "server_message", None), str):
+            cause.server_message = redact(cause.server_message, secrets)
+        cause = cause.__cause__ or cause.__context__
 
 
 def explain(error: BaseException, about: str, secret: str | None = None) -> PushError:
     """The one line for an error of a call about `about` (a repository, or what else was asked for)."""
     status = status_of(error)
-    if is_odd(error) and not isinstance(error, OddAnswer):
+    if is_odd(error) and isinstance(error, Exception) and not isinstance(error, OddAnswer):
         error = OddAnswer(error)
     for kinds, text in _BY_KIND:
         if isinstance(error, kinds):

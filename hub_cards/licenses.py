@@ -129,6 +129,11 @@ def _similar(name: str) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def terms_of(license: object) -> "Terms | None":
+    """What a license asks for; None for one without further terms, and for what names no license."""
+    return TERMS.get(license) if isinstance(license, str) else None
+
+
 def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes]:
     """{name in the repository: content} of the license and notice files.
 
@@ -138,7 +143,7 @@ def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes
     check_stated(stated, counted)
     texts = {CODE_LICENSE: APACHE_TEXT.read_bytes()}
     texts |= _given(stated.license_files)
-    terms = TERMS.get(stated.license)
+    terms = terms_of(stated.license)
     if terms is not None:
         _check_agreement(stated, terms)
     elif stated.license == APACHE:
@@ -151,7 +156,7 @@ def license_texts(stated: StatedFacts, counted: CountedFacts) -> dict[str, bytes
 
 def expected_notice(stated: StatedFacts, counted: CountedFacts) -> str:
     """What a NOTICE file must say for these licenses; empty when nothing must be said."""
-    return _notice(TERMS.get(stated.license), counted)
+    return _notice(terms_of(stated.license), counted)
 
 
 def _check_agreement(stated: StatedFacts, terms: Terms) -> None:

@@ -22,6 +22,7 @@ from fusedvlm.files import read_json, write_atomically, write_json
 from fusedvlm.hub_cards.card.render_card import card_template, render_card
 from fusedvlm.hub_cards.release.bundle import is_local, pin_backbones, self_contained, weight_headers
 from fusedvlm.hub_cards.release.release_files import card_files, evidence_files
+from fusedvlm.hub_cards.release.run_facts import read_content
 from fusedvlm.hub_cards.release.variant_release import gather_facts
 
 from .facts import CardFacts, Dataset, find_stated
@@ -30,7 +31,7 @@ CARD, FACTS, PROCESSOR = "README.md", "facts.json", "processor_config.json"
 ANSWERS = "FusedVLMForConditionalGeneration"
 
 
-def push_model_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any):
+def push_model_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     """`PreTrainedModel.push_to_hub`, once it is known that others can load what it will publish.
 
     Raises:
@@ -40,7 +41,9 @@ def push_model_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any):
     return PreTrainedModel.push_to_hub(self, *args, **kwargs)
 
 
-def upload_with_card(self: PushToHubMixin, working_dir: str, repo_id: str, files_timestamps: dict, **kwargs: Any):
+def upload_with_card(
+    self: PushToHubMixin, working_dir: str, repo_id: str, files_timestamps: dict, **kwargs: Any
+) -> Any:
     """`PushToHubMixin._upload_modified_files`, through which `push_to_hub` and `save_pretrained(push_to_hub=True)` go.
 
     Raises:
@@ -82,12 +85,13 @@ def write_card(
     """
     published = {name: fetch(repo_id, name, token, revision) for name in (CARD, FACTS)} if online else {}
     known = facts_of(published.get(FACTS))
-    if published.get(CARD) is not None and not is_ours(published[CARD], known):
-        write_atomically(folder / CARD, published[CARD])
+    card = published.get(CARD)
+    if card is not None and not is_ours(card, known):
+        write_atomically(folder / CARD, card)
         say(f"{repo_id}: the card on the Hub was written by hand (or another version) and is kept")
         return
     if not holds_answers(folder):
-        if published.get(CARD) is None:
+        if card is None:
             (folder / CARD).unlink(missing_ok=True)  # transformers' empty template
         return
     clean_config(folder)
@@ -97,7 +101,7 @@ def write_card(
     for name, content in {**evidence, **card_files(facts)}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(read_content(content))
     if online and not (folder / PROCESSOR).is_file() and fetch(repo_id, PROCESSOR, token, revision) is None:
         say(f"{repo_id}: has no processor yet, without which the card's code does not run; push that as well")
 
@@ -147,7 +151,9 @@ def gather(
     stated: dict[str, Any],
 ) -> CardFacts:
     """Facts of what is about to be uploaded. What was stated on the Hub stays stated; measured is what lies here."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+    }
     said = known.stated if known is not None else find_stated(stated_beside or folder)
     said = replace(said, license_files=(), **{name: value for name, value in stated.items() if value})
     return gather_facts(folder, files, repo_id, tag=revision, stated=said)
@@ -157,7 +163,7 @@ def gather(
 
 
 def write_trainer_card(
-    trainer,
+    trainer: Any,
     language: str | Iterable[str] | None = None,
     license: str | None = None,
     dataset: str | Iterable[str] | None = None,
@@ -178,7 +184,7 @@ def write_trainer_card(
     if given:
         say(f"The card takes {', '.join(given)} from the model's own files; what was given is not used")
     datasets = _datasets(_many(dataset), _many(dataset_tags))
-    stated = {"license": license, "languages": _many(language), "datasets": datasets}
+    stated: dict[str, Any] = {"license": license, "languages": _many(language), "datasets": datasets}
     folder, args = Path(trainer.args.output_dir), trainer.args
     repo_id = trainer.hub_model_id or args.hub_model_id or folder.resolve().name
     if holds_answers(folder):
@@ -192,12 +198,12 @@ def _many(value: str | Iterable[str] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-def _datasets(names: tuple[str, ...], ids: tuple[str, ...]):
+def _datasets(names: tuple[str, ...], ids: tuple[str, ...]) -> tuple[Dataset, ...]:
     """Stated datasets from names and Hub ids, paired as far as they go."""
     return tuple(Dataset(name=name or hub_id, id=hub_id) for name, hub_id in zip_longest(names, ids))
 
 
-def checkpoint_card(folder: Path, repo_id: str, trainer, stated: dict[str, Any]) -> str:
+def checkpoint_card(folder: Path, repo_id: str, trainer: Any, stated: dict[str, Any]) -> str:
     """Card of weights that do not answer by themselves: those of stage 1, or an adapter.
 
     Raises:

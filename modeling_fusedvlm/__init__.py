@@ -1,5 +1,7 @@
 """Configuration and models. Importing this package registers them with transformers' Auto classes."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from fusedvlm.lazy import late_function
@@ -19,8 +21,9 @@ from .own_connectors import load_connector, load_from_environment
 
 TOWER_LOADERS["open_clip"] = load_open_clip_tower
 # push_to_hub writes the package's card. A layer above plugs in here; code that travels to the Hub knows nothing of it.
-FusedVLMPreTrainedModel.push_to_hub = late_function("fusedvlm.hub_cards.push_to_hub", "push_model_to_hub")
-FusedVLMPreTrainedModel._upload_modified_files = late_function("fusedvlm.hub_cards.push_to_hub", "upload_with_card")
+plug: Any = FusedVLMPreTrainedModel
+plug.push_to_hub = late_function("fusedvlm.hub_cards.push_to_hub", "push_model_to_hub")
+plug._upload_modified_files = late_function("fusedvlm.hub_cards.push_to_hub", "upload_with_card")
 
 AutoConfig.register(FusedVLMConfig.model_type, FusedVLMConfig, exist_ok=True)
 AutoModel.register(FusedVLMConfig, FusedVLMModel, exist_ok=True)

@@ -5,6 +5,7 @@ decoder of width 1024, Llama-2-7B.
 """
 
 import math
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, LlamaConfig
@@ -31,6 +32,16 @@ OTHER_TOWERS = ("vision_config", "text_config")  # of connectors without a fusio
 DEFAULT_TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 # Heads that scale their logits in a way this package does not reproduce; such LLMs are refused, never ignored.
 UNSUPPORTED_HEAD_FIELDS = ("lm_head_multiplier", "output_multiplier")
+
+# What may be given, which is checked, and what `__post_init__` makes of it (a config, a count) are two types.
+if TYPE_CHECKING:
+    Tower: TypeAlias = Any
+    Count: TypeAlias = Any
+    Counts: TypeAlias = Any
+else:
+    Tower = dict | PreTrainedConfig | None
+    Count = int | None
+    Counts = list[int] | None
 
 
 @strict
@@ -66,7 +77,7 @@ def _build_sub_config(value: dict | PreTrainedConfig | None, default: dict) -> P
     return CONFIG_MAPPING[value["model_type"]](**value)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: Any) -> bool:
     """A whole number from 1; not True, which Python takes for one."""
     return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
 
@@ -124,17 +135,17 @@ class FusedVLMConfig(PreTrainedConfig):
         "answer_config": CLIPTextConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    fuser_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    answer_config: dict | PreTrainedConfig | None = None
+    vision_config: Tower = None
+    fuser_config: Tower = None
+    text_config: Tower = None
+    answer_config: Tower = None
 
     connector: str = "fused"
     connector_config: dict | None = None
     image_token_id: int = 0
-    num_visual_tokens: int | None = None
-    num_followup_visual_tokens: int | None = None
-    trained_num_visual_tokens: list[int] | None = None
+    num_visual_tokens: Count = None
+    num_followup_visual_tokens: Count = None
+    trained_num_visual_tokens: Counts = None
     max_local_views: int = 9
     fuse_question: bool | None = None
     fusion_row_per_turn: bool | None = None
@@ -155,7 +166,7 @@ class FusedVLMConfig(PreTrainedConfig):
     vision_model_revision: str | None = None
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _build_sub_config(self.vision_config, DEFAULT_VISION)
         self.text_config = _build_sub_config(self.text_config, DEFAULT_TEXT)
         kind = self.connector_class
@@ -175,7 +186,7 @@ class FusedVLMConfig(PreTrainedConfig):
         self._check_text_head()
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> Any:
         """As the base class, for a file that states every tower.
 
         Raises:
@@ -205,7 +216,7 @@ class FusedVLMConfig(PreTrainedConfig):
             raise ValueError(f"config.json: {' '.join(str(error).split()) or type(error).__name__}"[:300]) from error
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """As the base class; a file that is JSON, but no configuration, is a `ValueError`."""
         try:
             return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -255,6 +266,8 @@ class FusedVLMConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value} must be a finite number, and a deviation is not negative.")
 
     def _check_grid(self) -> None:
+        image: Any
+        patch: Any
         image, patch = (getattr(self.vision_config, name, None) for name in ("image_size", "patch_size"))
         if not (_is_count(image) and _is_count(patch) and patch <= image and image // patch <= LARGEST_GRID):
             raise ValueError(

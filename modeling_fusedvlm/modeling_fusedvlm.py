@@ -10,10 +10,11 @@ Everything about images is packed on axis 0, so that joining samples is concaten
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, __version__ as transformers_version
+from transformers import AutoModel, GenerationMixin, PreTrainedConfig, __version__ as transformers_version
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.processing_utils import Unpack
@@ -117,7 +118,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         vision = fused.vision_outputs
         return FusedVLMImageFeatures(
             last_hidden_state=None if vision is None else vision.last_hidden_state,
-            pooler_output=visual_tokens,
+            pooler_output=visual_tokens,  # type: ignore[arg-type]  # one tensor per conversation
             hidden_states=None if vision is None else vision.hidden_states,
             attentions=None if vision is None else vision.attentions,
             visual_tokens_per_sample=plan.visual_tokens_per_sample(),
@@ -142,7 +143,13 @@ class FusedVLMModel(FusedVLMFusionModel):
     def _connector_learns(self) -> bool:
         return any(parameter.requires_grad for parameter in self.connector_parameters())
 
-    def _merge_images(self, inputs_embeds, input_ids, features, past_key_values) -> torch.Tensor:
+    def _merge_images(
+        self,
+        inputs_embeds: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        features: Any,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
         image_token_id, embed_tokens = self.config.image_token_id, self.get_input_embeddings()
         if features is not None:
             has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
@@ -159,7 +166,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         return inputs_embeds
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # transformers names position_ids among its keywords, too
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -221,7 +228,7 @@ class FusedVLMModel(FusedVLMFusionModel):
         )
 
 
-def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:
+def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
     """Apply the logit rescaling of LLM families that have one: cap (Gemma 2), factor (Cohere), divisor (Granite)."""
     if (factor := getattr(text_config, "logit_scale", None)) is not None:
         logits = logits * factor
@@ -253,7 +260,11 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
-    def __init__(self, config: FusedVLMConfig):
+    if TYPE_CHECKING:  # checkers find no model that the protocol of transformers' own annotation fits
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __init__(self, config: FusedVLMConfig) -> None:
         super().__init__(config)
         self.model = FusedVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
@@ -274,14 +285,17 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         """The LLM's head."""
         return self.lm_head
 
-    def get_image_features(self, *args, **kwargs) -> FusedVLMImageFeatures:
+    def get_image_features(self, *args: Any, **kwargs: Any) -> FusedVLMImageFeatures:
         """See `FusedVLMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
-    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs) -> tuple[torch.Tensor | None, dict]:
+    def _expand_inputs_for_generation(  # type: ignore[override]  # there it is no method of a model
+        self, expand_size: int = 1, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, dict]:
         """As the base class. Beams and samples repeat a conversation's visual tokens with its prompt, here alone."""
         outputs = kwargs.pop("mm_encoder_outputs", None)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        base: Any = super()
+        input_ids, model_kwargs = base._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         if outputs is not None:
             image = outputs.get("image")
             repeated = image if image is None or expand_size == 1 else repeat_features(image, expand_size)
@@ -289,11 +303,17 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         return input_ids, model_kwargs
 
     # `inputs_embeds` is named because `generate` looks for it in this signature.
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, inputs_embeds=None, mm_encoder_outputs=None, **kwargs
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs: Any,
     ) -> dict:
         """As the base class, but an assistant model's first step keeps its images; transformers drops them there."""
-        inputs = super().prepare_inputs_for_generation(
+        base: Any = super()
+        inputs = base.prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
@@ -305,7 +325,7 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         return inputs
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -354,6 +374,8 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         )
         hidden_states = outputs.last_hidden_state
         if answer_logits_only:
+            if labels is None:
+                raise ValueError("answer_logits_only=True needs labels: they say which tokens are the answers.")
             hidden_states, kwargs["shift_labels"] = labeled_states(hidden_states, labels)
             logits_to_keep = 0
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -1,8 +1,12 @@
 """What every model of the package shares: flags, initialization, new models from backbones, loading and saving."""
 
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, initialization as init
+from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_connector_fused import FusedVLMProjector
@@ -20,6 +24,8 @@ from .modeling_fusedvlm_loading import (
 )
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
+Model = TypeVar("Model", bound="FusedVLMPreTrainedModel")
+
 AUTO_MAP = {
     "AutoConfig": "configuration_fusedvlm.FusedVLMConfig",
     "AutoModel": "modeling_fusedvlm.FusedVLMModel",
@@ -32,7 +38,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
 
     config: FusedVLMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["FusedVLMViewMerger"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -41,6 +47,10 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    if TYPE_CHECKING:  # transformers wraps it in a way that checkers take for a function of two models
+
+        def to(self: Model, *args: Any, **kwargs: Any) -> Model: ...  # type: ignore[override]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -58,7 +68,13 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, quantization_config=None, **kwargs):
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args: Any,
+        quantization_config: Any = None,
+        **kwargs: Any,
+    ) -> Model:
         """Load a variant; the LLM comes from the repository it refers to, unless the variant is self-contained.
 
         `quantization_config` is applied to the LLM only: the trained modules keep their precision.
@@ -70,7 +86,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         """
         if quantization_config is not None:
             kwargs["quantization_config"] = quantize_only_llm(quantization_config)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if hasattr(model, "suppress_placeholder"):
             model.suppress_placeholder()  # the generation settings of a file, or none, have replaced the model's own
@@ -81,9 +97,9 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_backbones(
-        cls,
-        vision,
-        text,
+        cls: type[Model],
+        vision: str | os.PathLike | PreTrainedModel,
+        text: str | os.PathLike,
         *,
         num_visual_tokens: int | None = None,
         connector: str = "fused",
@@ -94,8 +110,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         vision_revision: str | None = None,
         text_revision: str | None = None,
         dtype: torch.dtype | str | None = None,
-        **config_kwargs,
-    ):
+        **config_kwargs: Any,
+    ) -> Model:
         """Assemble a new model of either stage from an existing vision tower and an existing LLM.
 
         Stage 1 only refers to the LLM, which is not loaded; give it an `answer_config`.
@@ -121,7 +137,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         check_backbones(vision, text, cls.config_class, config_kwargs)
         text = str(text)
         vision_name = None if isinstance(vision, PreTrainedModel) else str(vision)
-        tower = load_vision_tower(vision if vision_name is None else vision_name, vision_revision)
+        tower = load_vision_tower(vision if isinstance(vision, PreTrainedModel) else str(vision), vision_revision)
         vision_config = tower.config
         text_config = AutoConfig.from_pretrained(text, revision=text_revision)
         fields = connector_class(connector).fields_from_backbones(
@@ -133,7 +149,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         )
         if image_token_id is None:
             image_token_id = find_image_token_id(text, text_revision)
-        config = cls.config_class(
+        config = FusedVLMConfig(
             vision_config=vision_config.to_dict(),
             text_config=text_config.to_dict(),
             connector=connector,
@@ -157,7 +173,13 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         return model
 
     @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: dict | None,
+        checkpoint_files: list[str] | None,
+        load_config: LoadStateDictConfig,
+        expected_keys: list[str] | None = None,
+    ) -> tuple[LoadStateDictInfo, dict]:
         if expected_keys is None:  # else an adapter is being loaded, and the files are the adapter's
             lenient, name = load_config.ignore_mismatched_sizes, load_config.pretrained_model_name_or_path
             check_record(model.config, checkpoint_files, name, lenient)
@@ -169,7 +191,9 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         return load_with_text_model(model, state_dict, checkpoint_files, load_config)
 
     @staticmethod
-    def _finalize_model_loading(model, load_config, loading_info):
+    def _finalize_model_loading(
+        model: Any, load_config: LoadStateDictConfig, loading_info: LoadStateDictInfo
+    ) -> LoadStateDictInfo:
         # Before what is missing gets memory and random numbers.
         check_tensors(model, loading_info, load_config)
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
@@ -179,7 +203,13 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             model.freeze_text_model()  # loading creates parameters anew, with gradients switched on
         return loading_info
 
-    def save_pretrained(self, save_directory, merged: bool = False, state_dict: dict | None = None, **kwargs):
+    def save_pretrained(  # type: ignore[override]  # what is a second positional argument there, is a keyword here
+        self,
+        save_directory: str | os.PathLike,
+        merged: bool = False,
+        state_dict: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Write the trained parts and refer to the LLM by repo id and commit.
 
         Args:
@@ -211,7 +241,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
                 self.hf_quantizer = quantizer
                 self.config.quantization_config = quantization_config
 
-    def resize_token_embeddings(self, *args, **kwargs):
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refuse to resize an LLM that is only referred to: reloading it would not fit."""
         if self.config.text_model_name_or_path is not None and (args or kwargs.get("new_num_tokens") is not None):
             raise ValueError(

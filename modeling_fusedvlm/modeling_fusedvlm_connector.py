@@ -17,12 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from .modeling_fusedvlm_connector_parts import grid_side, split_questions
+from .modeling_fusedvlm_rows import FusionPlan
 
 # {name: class}; filled by `register_connector`.
 CONNECTORS: dict[str, type["FusedVLMConnector"]] = {}
 
 
-def register_connector(name: str):
+def register_connector(name: str) -> Callable[[type["FusedVLMConnector"]], type["FusedVLMConnector"]]:
     """Class decorator: make a connector known as `connector=name` in a configuration.
 
     Raises:
@@ -271,7 +272,7 @@ class FusedVLMConnector(nn.Module):
 
     # -- building ------------------------------------------------------------------------------------------------------
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
 
@@ -291,7 +292,7 @@ class FusedVLMConnector(nn.Module):
         """Which of the tower's hidden states are read; the one before the last by default, as in LLaVA."""
         return (self.config.vision_config.num_hidden_layers - 1,)
 
-    def encode_views(self, tower: nn.Module, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, Any]:
+    def encode_views(self, tower: nn.Module, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, Any]:
         """(V, 3, S, S) to (V, T, F): patches of the hidden states that are read, one behind another on the channels.
 
         Returns:
@@ -328,7 +329,7 @@ class FusedVLMConnector(nn.Module):
     def forward(
         self,
         view_tokens: torch.Tensor,
-        plan,
+        plan: FusionPlan,
         question_input_ids: torch.Tensor | None = None,
         language_model: nn.Module | None = None,
     ) -> list[torch.Tensor]:
@@ -373,18 +374,24 @@ class FusedVLMConnector(nn.Module):
         ids = torch.zeros(1, dtype=torch.long, device=device)
         return {"question_input_ids": ids, "question_lengths": [1]}
 
-    def _question_tensors(self, plan, question_input_ids, language_model, device) -> tuple[torch.Tensor, ...]:
-        has_ids = question_input_ids is not None and len(question_input_ids) > 0
+    def _question_tensors(
+        self,
+        plan: FusionPlan,
+        question_input_ids: torch.Tensor | None,
+        language_model: nn.Module | None,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, ...]:
+        ids = question_input_ids if question_input_ids is not None else torch.empty(0, dtype=torch.long)
         # CODEPATH: variants whose connector reads the question, or not.
         if not self.config.fuse_question:
-            if has_ids:
+            if len(ids):
                 raise ValueError(
                     f"The {self.name} connector of this model reads no question, but question_input_ids has "
-                    f"{len(question_input_ids)} tokens; build the batch with the model's own processor."
+                    f"{len(ids)} tokens; build the batch with the model's own processor."
                 )
             return ()
-        questions = split_questions(plan, question_input_ids, device) if has_ids else []
-        if not questions or min(len(ids) for ids in questions) == 0:
+        questions = split_questions(plan, ids, device) if len(ids) else []
+        if not questions or min(len(question) for question in questions) == 0:
             raise ValueError(
                 f"The {self.name} connector reads the question, but a segment has none; give question_input_ids and "
                 "question_lengths as the processor does."

@@ -38,6 +38,8 @@ class FusedVLMAnchoredConnector(FusedVLMConnector):
     summary = "Averages of the patch grid keep the layout, queries that have seen them add detail (PARCEL)."
     reads_question = "optional"
     question_tokens = "llm"
+    query: Any  # a parameter, or None where no m needs one
+    question_proj: Any
     settings = {"anchor_grids": None, "num_queries": None, "num_heads": None, "mlp_ratio": 4}
 
     @classmethod
@@ -80,7 +82,7 @@ class FusedVLMAnchoredConnector(FusedVLMConnector):
         check_heads(cls.name, width, heads)
         return {**settings, "anchor_grids": list(grids), "num_queries": queries, "num_heads": heads}
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         width, settings = config.vision_config.hidden_size, config.connector_config
         self.grids = settings["anchor_grids"]
@@ -110,7 +112,8 @@ class FusedVLMAnchoredConnector(FusedVLMConnector):
         ids = pad_sequence(questions, batch_first=True)
         lengths = torch.tensor([len(question) for question in questions], device=ids.device)
         with torch.no_grad():
-            words = language_model.get_input_embeddings()(ids)
+            embed: Any = language_model.get_input_embeddings
+            words = embed()(ids)
         return words, torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]
 
     def example_question(self, num_views: int, question_length: int) -> tuple[torch.Tensor, ...]:

@@ -38,7 +38,7 @@ class FusedVLMDenseConnector(FusedVLMConnector):
             raise ValueError(f"connector_config mlp_layers={settings['mlp_layers']} must be at least 1.")
         return settings
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         layers = config.connector_config["mlp_layers"]
         self.mlp = FusedVLMConnectorMLP(config.vision_config.hidden_size, config.text_config.hidden_size, layers)

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 
 from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
 from .modeling_fusedvlm_connector_parts import grid_side, split_questions
-from .modeling_fusedvlm_rows import build_fusion_plan, build_fusion_rows, query_token_ids
+from .modeling_fusedvlm_rows import FusionPlan, build_fusion_plan, build_fusion_rows, query_token_ids
 from .modeling_fusedvlm_turns import has_later_turns, read_turns, read_views, share_cache
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
@@ -26,7 +26,7 @@ TOWERS_TO_NORMALIZE = ("clip_vision_model",)
 class FusedVLMProjector(nn.Linear):
     """Bias-free linear from fusion width to LLM width; a class of its own because its initial scale is."""
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config.fuser_config.hidden_size, config.text_config.hidden_size, bias=False)
 
 
@@ -43,6 +43,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     turn_rows = "optional"
     parameter_groups = {"fusion": ("model.fuser.",), "projection": ("model.projector.",)}
     lora_prefix = "model.fuser."
+    model: Any  # the FusedVLMFusionModel that holds its modules
 
     @classmethod
     def counts(cls, config: PreTrainedConfig) -> Sequence[int]:
@@ -163,7 +164,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def encode_views(self, tower: nn.Module, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, Any]:
+    def encode_views(self, tower: Any, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, Any]:
         """(V, 3, S, S) to (V, T, C): normalized last layer, merged, a newline behind."""
         outputs = tower(pixel_values, return_dict=True, **kwargs)
         tokens = outputs.last_hidden_state
@@ -180,10 +181,12 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         """Whether there are a merge and a newline."""
         return {"merge": [self.config.merge_views, self.config.newline_token]}
 
-    def embed_segments(self, plan, question_input_ids: torch.Tensor | None, device) -> list[torch.Tensor]:
+    def embed_segments(
+        self, plan: FusionPlan, question_input_ids: torch.Tensor | None, device: torch.device | str
+    ) -> list[torch.Tensor]:
         """Embedded [question; queries; eos] of each segment, list of (question tokens + m_g, C)."""
         config = self.config
-        questions = [None] * len(plan.segments)
+        questions: Sequence[torch.Tensor | None] = [None] * len(plan.segments)
         # CODEPATH: variants trained with vision + question + queries, or with vision + queries only.
         if config.fuse_question:
             if question_input_ids is None:
@@ -195,13 +198,13 @@ class FusedVLMFusedConnector(FusedVLMConnector):
             questions = split_questions(plan, question_input_ids, device)
         ids = []
         for segment, question in zip(plan.segments, questions, strict=True):
-            queries = query_token_ids(
+            query_ids = query_token_ids(
                 segment.num_visual_tokens,
                 config.first_query_token_id,
                 config.fuser_config.eos_token_id,
                 config.distinct_queries,
             )
-            queries = torch.tensor(queries, device=device)
+            queries = torch.tensor(query_ids, device=device)
             ids.append(queries if question is None else torch.cat([question, queries]))
         lengths = [len(segment_ids) for segment_ids in ids]
         return list(self.model.fuser.embed_tokens(torch.cat(ids)).split(lengths))
@@ -209,7 +212,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     def forward(
         self,
         view_tokens: torch.Tensor,
-        plan,
+        plan: FusionPlan,
         question_input_ids: torch.Tensor | None = None,
         language_model: nn.Module | None = None,
     ) -> list[torch.Tensor]:
@@ -304,7 +307,8 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         length = 0 if question_input_ids is None else len(question_input_ids)
         self.config.check_num_visual_tokens(num_visual_tokens)
         plan = build_fusion_plan(1, num_visual_tokens, question_lengths=[length])
-        embeds = self.embed_segments(plan, question_input_ids, state.layers[0].keys.device)[0]
+        first: Any = state.layers[0]
+        embeds = self.embed_segments(plan, question_input_ids, first.keys.device)[0]
         # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
         if self.config.fusion_row_per_turn:
             state = share_cache(state)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
+from .modeling_fusedvlm_rows import FusionPlan
+
 
 class FusedVLMConnectorAttention(nn.Module):
     """Multi-head attention from queries to keys and values of one width, with biases, as `nn.MultiheadAttention`.
@@ -15,7 +17,7 @@ class FusedVLMConnectorAttention(nn.Module):
     Its four products are linear layers of their own, so that adapters and counters see them.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q_proj = nn.Linear(width, width)
@@ -39,7 +41,7 @@ class FusedVLMConnectorAttention(nn.Module):
 class FusedVLMConnectorBlock(nn.Module):
     """One transformer block with the norm in front: attention and a two-layer MLP, both with a residual."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: int):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
         self.key_norm = nn.LayerNorm(width, eps=1e-6)
@@ -85,7 +87,9 @@ def grid_side(config: PreTrainedConfig) -> int:
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
-def split_questions(plan, question_input_ids: torch.Tensor, device) -> list[torch.Tensor]:
+def split_questions(
+    plan: FusionPlan, question_input_ids: torch.Tensor, device: torch.device | str
+) -> list[torch.Tensor]:
     """Packed question ids, segment by segment. Raises `ValueError` when lengths and ids disagree."""
     lengths = [segment.num_question_tokens for segment in plan.segments]
     if sum(lengths) != len(question_input_ids):
@@ -117,7 +121,7 @@ def last_question_states(questions: list[torch.Tensor], language_model: nn.Modul
 class FusedVLMConnectorMLP(nn.Module):
     """Linear layers of width `out_width` with exact GELU between them, LLaVA's `mlp{n}x_gelu`."""
 
-    def __init__(self, width: int, out_width: int, num_layers: int):
+    def __init__(self, width: int, out_width: int, num_layers: int) -> None:
         super().__init__()
         widths = [width] + [out_width] * (num_layers - 1)
         self.layers = nn.ModuleList(nn.Linear(in_width, out_width) for in_width in widths)

@@ -62,7 +62,7 @@ class FusedVLMPoolConnector(FusedVLMConnector):
             raise ValueError(f"connector_config mlp_layers={settings['mlp_layers']} must be at least 1.")
         return settings
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         width, out_width = config.vision_config.hidden_size, config.text_config.hidden_size
         self.order = config.connector_config["order"]

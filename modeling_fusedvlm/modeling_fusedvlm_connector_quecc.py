@@ -24,7 +24,7 @@ from .modeling_fusedvlm_connector_parts import (
 class FusedVLMQueCCProjection(nn.Module):
     """Linear, exact GELU, linear, norm: how queries, keys and values are made."""
 
-    def __init__(self, in_width: int, width: int):
+    def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
         self.up_proj = nn.Linear(in_width, width)
         self.down_proj = nn.Linear(width, width)
@@ -103,7 +103,7 @@ class FusedVLMQueCCConnector(FusedVLMConnector):
     def _divisors(cls, side: int) -> str:
         return ", ".join(str(k) for k in range(1, side + 1) if side % k == 0)
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         width, out_width = config.vision_config.hidden_size, config.text_config.hidden_size
         settings = config.connector_config

@@ -57,7 +57,7 @@ class FusedVLMResamplerConnector(FusedVLMConnector):
         check_heads(cls.name, width, heads)
         return {**settings, "num_queries": queries, "num_heads": heads}
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         width, settings = config.vision_config.hidden_size, config.connector_config
         self.keys = settings["keys"]

@@ -1,7 +1,9 @@
 """All connectors by name. A connector that travels with a variant is imported here, in a line of its own."""
 
 import inspect
+import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def travelling_source(connector: type[FusedVLMConnector]) -> str | None:
     Raises:
         ValueError: when the file imports more of the package, which others do not have.
     """
-    file = Path(inspect.getsourcefile(connector))
+    file = Path(inspect.getfile(connector))
     # By name, not by folder: a variant's own code may have been loaded from several copies of it.
     if file.name == CUSTOM_FILE or file.stem in {kind.__module__.rpartition(".")[2] for kind in BUILT_IN}:
         return None
@@ -65,7 +67,7 @@ def travelling_source(connector: type[FusedVLMConnector]) -> str | None:
 
 
 @contextmanager
-def carrying_connector(connector: type[FusedVLMConnector], folder: str, is_main: bool):
+def carrying_connector(connector: type[FusedVLMConnector], folder: str | os.PathLike, is_main: bool) -> Iterator[None]:
     """Put the source of a connector of the user's own into the folder that is saved inside the block.
 
     Raises:

@@ -7,7 +7,9 @@ Shape legend
     m_g visual tokens of segment g (m for an image's first question, m' for later ones)
 """
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +56,7 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
 
     main_input_name = "pixel_values"
 
-    def __init__(self, config: FusedVLMConfig):
+    def __init__(self, config: FusedVLMConfig) -> None:
         super().__init__(config)
         if config.answer_config is None:
             raise ValueError("Stage 1 reads answers with a text tower: set answer_config (a CLIPTextConfig).")
@@ -76,7 +78,13 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         if module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
-    def save_pretrained(self, save_directory, merged: bool = False, state_dict: dict | None = None, **kwargs):
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        merged: bool = False,
+        state_dict: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         """As the base class; the temperature, which is a row of one number while it is sharded, is a scalar again."""
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         state_dict["logit_scale"] = state_dict["logit_scale"].reshape(())
@@ -137,8 +145,9 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
             sample_num_images=sample_num_images,
             view_features=view_features,
         )
-        if len(fused.segment_states) != len(answer_input_ids):
-            raise ValueError(f"{len(fused.segment_states)} questions but {len(answer_input_ids)} answers.")
+        num_answers = 0 if answer_input_ids is None else len(answer_input_ids)
+        if answer_input_ids is None or answer_attention_mask is None or len(fused.segment_states) != num_answers:
+            raise ValueError(f"{len(fused.segment_states)} questions but {num_answers} answers (ids with their mask).")
         eos_states = torch.stack([states[-1] for states in fused.segment_states])
         image_embeds = nn.functional.normalize(self.image_projection(eos_states), dim=-1)
         answer_embeds = self.get_answer_embeds(answer_input_ids, answer_attention_mask)
@@ -155,16 +164,23 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         image_embeds, answer_embeds = self.image_projection(states), self.get_answer_embeds(answer, answer * 0 + 1)
         return self._output(image_embeds[:0], answer_embeds[:0], states[:0], return_loss)
 
-    def _output(self, image_embeds, answer_embeds, query_states, return_loss) -> FusedVLMContrastiveOutput:
+    def _output(
+        self,
+        image_embeds: torch.Tensor,
+        answer_embeds: torch.Tensor,
+        query_states: torch.Tensor,
+        return_loss: bool | None,
+    ) -> FusedVLMContrastiveOutput:
+        scale = self.logit_scale.exp().squeeze()  # one row of one number where the model is sharded
         output = FusedVLMContrastiveOutput(
             logits_per_image=image_embeds @ answer_embeds.T,
-            logit_scale=self.logit_scale.exp().squeeze(),  # one row of one number where the model is sharded
+            logit_scale=scale,
             image_embeds=image_embeds,
             answer_embeds=answer_embeds,
             query_states=query_states,
         )
         if return_loss:
-            output.contrastive_loss = contrastive_loss(image_embeds, answer_embeds, output.logit_scale)
+            output.contrastive_loss = contrastive_loss(image_embeds, answer_embeds, scale)
             output.identity_loss = identity_loss(query_states)
             output.loss = output.contrastive_loss + output.identity_loss
         return output

@@ -8,17 +8,18 @@ Shape legend
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
-from .modeling_fusedvlm_connectors import connector_class
-from .modeling_fusedvlm_rows import build_fusion_plan
+from .modeling_fusedvlm_connectors import FusedVLMConnector, connector_class
+from .modeling_fusedvlm_rows import FusionPlan, build_fusion_plan
 
 
 @dataclass
@@ -31,14 +32,17 @@ class FusedVLMFusionOutput(ModelOutput):
         vision_outputs (`BaseModelOutputWithPooling`, *optional*): what the vision tower returned.
     """
 
-    segment_states: list | None = None
-    vision_outputs: ModelOutput | None = None
+    segment_states: Any = None
+    vision_outputs: Any = None
 
 
 class FusedVLMFusionModel(FusedVLMPreTrainedModel):
     """Vision tower and connector: what both training stages share, under the same parameter names."""
 
-    def __init__(self, config: FusedVLMConfig):
+    vision_tower: PreTrainedModel
+    connector: FusedVLMConnector
+
+    def __init__(self, config: FusedVLMConfig) -> None:
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         connector = connector_class(config.connector)(config)
@@ -50,7 +54,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
     def _init_parts(self, config: FusedVLMConfig) -> None:
         """Modules a subclass adds before `post_init`."""
 
-    def get_view_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, ModelOutput]:
+    def get_view_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, ModelOutput]:
         """Encode views: vision tower, last norm, merge, newline (fusedvlm's docs/reference.md, "Vision tower").
 
         Args:
@@ -77,8 +81,8 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         image_num_questions: torch.Tensor | None = None,
         sample_num_images: torch.Tensor | None = None,
         view_features: torch.Tensor | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> tuple[FusedVLMFusionOutput, FusionPlan]:
         """Run vision tower and connector.
 
         Args:
@@ -99,11 +103,11 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         Raises:
             ValueError: when counts disagree or a token count is out of range; the message has the numbers.
         """
-        if (pixel_values is None) == (view_features is None):
-            raise ValueError("Give exactly one of pixel_values and view_features.")
         vision_outputs = None
-        if view_features is None:
+        if pixel_values is not None and view_features is None:
             view_features, vision_outputs = self.get_view_features(pixel_values, **kwargs)
+        elif view_features is None or pixel_values is not None:
+            raise ValueError("Give exactly one of pixel_values and view_features.")
         plan = build_fusion_plan(
             len(view_features),
             self.config.num_visual_tokens,

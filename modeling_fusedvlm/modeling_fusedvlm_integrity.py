@@ -6,13 +6,17 @@ configuration with the one its weights were saved under (a record in the weights
 """
 
 import json
+import os
 import re
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import modeling_utils
+from transformers import PreTrainedConfig, PreTrainedModel, modeling_utils
+from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
 
 # Where the record stands in the metadata of a safetensors file.
 RECORD_KEY = "fusedvlm_config"
@@ -43,7 +47,7 @@ ANYWAY = "Pass ignore_mismatched_sizes=True to load it all the same."
 # -- the record ------------------------------------------------------------------------------------------------------
 
 
-def trained_fields(config) -> dict:
+def trained_fields(config: PreTrainedConfig) -> dict:
     """What of a `FusedVLMConfig` decides the outputs of given weights, as plain data without names of folders."""
     fields = {name: value for name, value in config.to_dict().items() if name not in FREE_FIELDS}
     for name in SUB_CONFIGS:
@@ -58,12 +62,12 @@ def _tower_fields(name: str, fields: dict) -> dict:
 
 
 @contextmanager
-def recording(config):
+def recording(config: PreTrainedConfig) -> Iterator[None]:
     """Write what the weights were trained with into every safetensors file that this thread saves inside the block."""
     original, thread = modeling_utils.safe_save_file, threading.get_ident()
     record = {RECORD_KEY: json.dumps(trained_fields(config), sort_keys=True, default=str)}
 
-    def save_file(tensors, filename, metadata=None):
+    def save_file(tensors: dict, filename: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
         if threading.get_ident() == thread:
             metadata = {**(metadata or {}), **record}
         original(tensors, filename, metadata=metadata)
@@ -77,7 +81,7 @@ def recording(config):
         modeling_utils.safe_save_file = original
 
 
-def order_metadata(filename: str) -> None:
+def order_metadata(filename: str | os.PathLike) -> None:
     """Give the header of a weights file one order: safetensors writes metadata in a random one, and a family whose
     variants share their weights should share the file's checksum."""
     with open(filename, "r+b") as file:
@@ -99,7 +103,7 @@ def read_record(file: str) -> dict | None:
     return None if text is None else json.loads(text)
 
 
-def record_differences(config, record: dict) -> list[str]:
+def record_differences(config: PreTrainedConfig, record: dict) -> list[str]:
     """One line per field of `config` that differs from a record, e.g. "fuse_question is False, trained with True"."""
     found = []
     if record.get("connector", "fused") == "fused":
@@ -117,7 +121,7 @@ def record_differences(config, record: dict) -> list[str]:
     return found
 
 
-def _as_built_now(name: str, config, fields: dict) -> dict:
+def _as_built_now(name: str, config: PreTrainedConfig, fields: dict) -> dict:
     """A recorded tower as this version of transformers writes it, so that a change of notation is no difference."""
     # CODEPATH: a recorded tower of the same family, whose fields can be rebuilt; of another, it differs anyway.
     if fields.get("model_type") != config.model_type:
@@ -129,12 +133,12 @@ def _as_built_now(name: str, config, fields: dict) -> dict:
     return {key: value for key, value in _tower_fields(name, built).items() if key in fields}
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def check_record(config, checkpoint_files: list[str] | None, name: str | None, lenient: bool) -> None:
+def check_record(config: PreTrainedConfig, checkpoint_files: list[str] | None, name: str | None, lenient: bool) -> None:
     """Compare a configuration with the record in its weights file.
 
     Raises:
@@ -149,7 +153,7 @@ def check_record(config, checkpoint_files: list[str] | None, name: str | None, l
 # -- names, shapes and values ----------------------------------------------------------------------------------------
 
 
-def check_tensors(model, loading_info, load_config) -> None:
+def check_tensors(model: PreTrainedModel, loading_info: LoadStateDictInfo, load_config: LoadStateDictConfig) -> None:
     """Refuse a checkpoint that lacks tensors of the model, has others, or has them in another shape.
 
     A new model (no name, tensors handed over) may lack anything. A stage-1 checkpoint may lack the projection, and what
@@ -175,7 +179,9 @@ def check_tensors(model, loading_info, load_config) -> None:
         raise _refusal(name, f"{unexpected[0]}{_more(unexpected)} is in the weights, but in no part of the model")
 
 
-def _missing(model, loading_info, is_quantized: bool, is_stage_1: bool) -> list[str]:
+def _missing(
+    model: PreTrainedModel, loading_info: LoadStateDictInfo, is_quantized: bool, is_stage_1: bool
+) -> list[str]:
     lacking = set(loading_info.missing_keys)
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         if not {target, source} <= lacking:
@@ -189,7 +195,7 @@ def _missing(model, loading_info, is_quantized: bool, is_stage_1: bool) -> list[
     return sorted(lacking)
 
 
-def _unexpected(model, loading_info) -> list[str]:
+def _unexpected(model: PreTrainedModel, loading_info: LoadStateDictInfo) -> list[str]:
     patterns = _patterns(model, "_keys_to_ignore_on_load_unexpected")
     patterns += [re.compile(r"rotary_emb\.inv_freq$"), re.compile(r"(^|\.)position_ids$")]  # buffers of old checkpoints
     is_whole = hasattr(model, "_has_llm") or hasattr(model, "answer_tower")
@@ -207,12 +213,12 @@ def _unexpected(model, loading_info) -> list[str]:
     return found
 
 
-def _patterns(model, attribute: str) -> list[re.Pattern]:
+def _patterns(model: PreTrainedModel, attribute: str) -> list[re.Pattern]:
     return [re.compile(pattern) for pattern in getattr(model, attribute, None) or []]
 
 
 @torch.no_grad()
-def check_finite(model, name: str | None) -> None:
+def check_finite(model: PreTrainedModel, name: str | None) -> None:
     """Refuse trained tensors with NaN or infinities; the LLM and what lies on disk are not looked at.
 
     A sum is read first: one pass without a copy, not finite as soon as one value is not.
@@ -220,7 +226,8 @@ def check_finite(model, name: str | None) -> None:
     Raises:
         ValueError: naming the first such tensor.
     """
-    sums, names = {}, {}
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    names: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
     for key, tensor in model.named_parameters():
         if LANGUAGE.match(key) or tensor.device.type == "meta" or not tensor.is_floating_point():
             continue

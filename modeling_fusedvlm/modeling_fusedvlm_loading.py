@@ -8,11 +8,19 @@ import copy
 import difflib
 import os
 import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig
-from transformers.modeling_utils import PreTrainedModel, _get_resolved_checkpoint_files, load_state_dict
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.modeling_utils import (
+    LoadStateDictConfig,
+    LoadStateDictInfo,
+    PreTrainedModel,
+    _get_resolved_checkpoint_files,
+    load_state_dict,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import cached_file
 
@@ -45,7 +53,7 @@ def is_language_key(name: str) -> bool:
     return name.startswith(LANGUAGE_PREFIXES)
 
 
-def resolve_text_model(config, variant_folder: str | None) -> str:
+def resolve_text_model(config: PreTrainedConfig, variant_folder: str | None) -> str:
     """Repo id or folder of the LLM; a path that starts with a dot is relative to the variant's own folder."""
     name = config.text_model_name_or_path
     if name.startswith(("./", "../")) and variant_folder:
@@ -54,7 +62,7 @@ def resolve_text_model(config, variant_folder: str | None) -> str:
 
 
 @contextmanager
-def open_slices(files: list[str]):
+def open_slices(files: list[str]) -> Iterator[dict[str, Any]]:
     """Yield {key: lazy slice} over checkpoint files, open for the duration of the block."""
     pointers, slices = [], {}
     for file in files:
@@ -72,11 +80,11 @@ def open_slices(files: list[str]):
             pointer.__exit__(None, None, None)
 
 
-def text_checkpoint_files(config, load_config) -> list[str]:
+def text_checkpoint_files(config: PreTrainedConfig, load_config: LoadStateDictConfig) -> list[str]:
     """Checkpoint files of the referenced LLM. Raises `OSError` naming the LLM and the commit when unavailable."""
     name = resolve_text_model(config, load_config.pretrained_model_name_or_path)
     revision = config.text_model_revision
-    kwargs = {**(load_config.download_kwargs or {}), "revision": revision, "subfolder": ""}
+    kwargs: Any = {**(load_config.download_kwargs or {}), "revision": revision, "subfolder": ""}
     try:
         files, _ = _get_resolved_checkpoint_files(
             pretrained_model_name_or_path=name,
@@ -93,20 +101,26 @@ def text_checkpoint_files(config, load_config) -> list[str]:
             f"This variant needs the language model {name}{at}, which cannot be loaded: {error} "
             "Check access to it, or load a variant saved with save_pretrained(..., merged=True)."
         ) from error
-    return files
+    return files or []
 
 
-def text_keys_to_ours(slices: dict, text_config) -> dict:
+def text_keys_to_ours(slices: dict[str, Any], text_config: PreTrainedConfig) -> dict[str, Any]:
     """Rename a causal LM's keys to ours: `model.layers.0...` -> `model.language_model.layers.0...`."""
-    prefix = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)].base_model_prefix + "."
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
+    prefix = causal.base_model_prefix + "."
     return {
         LANGUAGE_PREFIX + key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in slices.items()
     }
 
 
-def load_with_text_model(model, state_dict, checkpoint_files, load_config):
+def load_with_text_model(
+    model: PreTrainedModel,
+    state_dict: dict | None,
+    checkpoint_files: list[str] | None,
+    load_config: LoadStateDictConfig,
+) -> tuple[LoadStateDictInfo, dict]:
     """`PreTrainedModel._load_pretrained_model` over the variant's weights joined with the referenced LLM's."""
-    with open_slices(checkpoint_files if state_dict is None else []) as own:
+    with open_slices((checkpoint_files or []) if state_dict is None else []) as own:
         merged = dict(own) if state_dict is None else dict(state_dict)
         if any(key.startswith(LANGUAGE_PREFIX) for key in merged):  # a merged, self-contained copy
             return PreTrainedModel._load_pretrained_model(model, merged, checkpoint_files, load_config)
@@ -119,7 +133,7 @@ def load_with_text_model(model, state_dict, checkpoint_files, load_config):
             return PreTrainedModel._load_pretrained_model(model, merged, checkpoint_files, load_config)
 
 
-def quantize_only_llm(quantization_config):
+def quantize_only_llm(quantization_config: Any) -> Any:
     """Copy of a quantization config that leaves the trained modules and the head in full precision.
 
     Raises:
@@ -164,19 +178,19 @@ def find_image_token_id(text: str, revision: str | None) -> int:
 
 # Loaders of towers from elsewhere, by what stands before the colon of their name. The package fills it; a variant that
 # was loaded from the Hub has its tower inside and needs none.
-TOWER_LOADERS = {}
+TOWER_LOADERS: dict[str, Callable[[str], PreTrainedModel]] = {}
 
 
 def pinned_revision(name: str | None, revision: str | None) -> str | None:
     """Commit that `revision` stands for in a Hub repository; None for folders and files, which have no commits."""
     if name is None or os.path.exists(name) or name.partition(":")[0] in TOWER_LOADERS:
         return None
-    path = cached_file(name, "config.json", revision=revision)
+    path = cached_file(name, "config.json", revision=revision) or ""
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})[/\\]", path)
     return commit.group(1) if commit else revision
 
 
-def check_backbones(vision, text, config_class: type, fields: dict) -> None:
+def check_backbones(vision: Any, text: Any, config_class: type | None, fields: dict) -> None:
     """Refuse what `from_backbones` cannot make a model of, before anything is loaded.
 
     Raises:
@@ -197,7 +211,7 @@ def check_backbones(vision, text, config_class: type, fields: dict) -> None:
             raise ValueError(f"from_backbones has no argument {name!r}{hint}")
 
 
-def load_vision_tower(vision, revision: str | None = None):
+def load_vision_tower(vision: Any, revision: str | None = None) -> PreTrainedModel:
     """Vision tower model from a repo id, a folder (of the tower or of a whole CLIP/SigLIP), or a module as it is.
 
     Raises:
@@ -213,7 +227,7 @@ def load_vision_tower(vision, revision: str | None = None):
     return tower
 
 
-def _load_vision_tower(vision, revision: str | None):
+def _load_vision_tower(vision: Any, revision: str | None) -> PreTrainedModel:
     if isinstance(vision, PreTrainedModel):
         return vision
     vision = os.fspath(vision)
@@ -223,14 +237,14 @@ def _load_vision_tower(vision, revision: str | None):
     config = AutoConfig.from_pretrained(vision, revision=revision)
     tower_config = getattr(config, "vision_config", config)
     # The tower's own class reads the vision half out of a two-tower checkpoint.
-    tower_class = AutoModel._model_mapping[type(tower_config)]
+    tower_class: Any = AutoModel._model_mapping[type(tower_config)]
     return tower_class.from_pretrained(vision, config=tower_config, revision=revision)
 
 
 def load_generation_config(text: str, revision: str | None, image_token_id: int) -> GenerationConfig | None:
     """The LLM's own generation settings (its end-of-turn tokens above all), None when it publishes none."""
     try:
-        settings = GenerationConfig.from_pretrained(text, revision=revision)
+        settings = GenerationConfig.from_pretrained(text, revision=revision or "main")
     except OSError:
         return None
     settings.suppress_tokens = sorted({*(settings.suppress_tokens or []), image_token_id})

@@ -1,5 +1,7 @@
 """The two parts of the stage-1 loss: fusedvlm's docs/reference.md, "Contrastive part" and "Identity part"."""
 
+from typing import Any
+
 import torch
 from torch import distributed
 from torch.nn import functional as F
@@ -32,13 +34,12 @@ class _IdentityLoss(torch.autograd.Function):
     """Keeps only the states and one matrix of min(N, d) x min(N, d) for the backward pass."""
 
     @staticmethod
-    def forward(ctx, states: torch.Tensor, across_processes: bool) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, across_processes: bool) -> torch.Tensor:
         count, width = states.shape
         with torch.autocast(states.device.type, enabled=False):
             # CODEPATH: fewer rows than columns, on one process: the Gram matrix is the smaller one.
             is_gram = count <= width and not across_processes
-            unit = _unit(states) if is_gram else None
-            matrix = unit @ unit.T if is_gram else _covariance(states)
+            matrix = _gram(states) if is_gram else _covariance(states)
         ranks, total = 1, count
         if across_processes:
             ranks = distributed.get_world_size()
@@ -55,11 +56,11 @@ class _IdentityLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss: torch.Tensor):
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None]:
         states, matrix = ctx.saved_tensors
         grad = torch.empty_like(states)
         with torch.autocast(states.device.type, enabled=False):
-            unit_of_all = _unit(states) if ctx.is_gram else None
+            unit_of_all = _unit(states) if ctx.is_gram else states
             for start in range(0, len(states), BLOCK_ROWS):
                 rows = slice(start, start + BLOCK_ROWS)
                 unit = _unit(states[rows])
@@ -80,6 +81,12 @@ def _unit(states: torch.Tensor) -> torch.Tensor:
 
 def _precision(states: torch.Tensor) -> torch.dtype:
     return torch.float64 if states.dtype == torch.float64 else torch.float32
+
+
+def _gram(states: torch.Tensor) -> torch.Tensor:
+    """(N, N) V V^T."""
+    unit = _unit(states)
+    return unit @ unit.T
 
 
 def _covariance(states: torch.Tensor) -> torch.Tensor:

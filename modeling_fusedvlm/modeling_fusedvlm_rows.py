@@ -125,7 +125,7 @@ def build_fusion_plan(
     if num_visual_tokens is None or isinstance(num_visual_tokens, (int, float)):
         counts = [default_num_visual_tokens if num_visual_tokens is None else num_visual_tokens] * num_segments
     else:
-        counts = to_list(num_visual_tokens)
+        counts = list(to_list(num_visual_tokens) or [])
     if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
         raise ValueError(f"num_visual_tokens={str(counts)[:80]} must be whole numbers.")
     for name, values in (("question_lengths", lengths), ("question_turns", turns), ("num_visual_tokens", counts)):

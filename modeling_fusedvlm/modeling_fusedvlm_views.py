@@ -18,7 +18,7 @@ class FusedVLMViewMerger(nn.Module):
     and columns, which are the centers of the convolution windows.
     """
 
-    def __init__(self, hidden_size: int, merge_views: bool, newline_token: bool, initializer_range: float):
+    def __init__(self, hidden_size: int, merge_views: bool, newline_token: bool, initializer_range: float) -> None:
         super().__init__()
         self.initializer_range = initializer_range
         self.conv = (

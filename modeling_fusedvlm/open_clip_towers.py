@@ -5,6 +5,7 @@ width, epsilons) is what the tower does. A saved variant holds a plain CLIP towe
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,8 +53,8 @@ def _model_name(name: str) -> str:
     return name
 
 
-def convert_open_clip_tower(visual: nn.Module) -> CLIPVisionModel:
-    """An open_clip `VisionTransformer` as a `CLIPVisionModel` with the same patch tokens and pooled state.
+def convert_open_clip_tower(visual: Any) -> CLIPVisionModel:
+    """An open_clip `VisionTransformer` (an `nn.Module`) as a `CLIPVisionModel` of the same tokens and pooled state.
 
     open_clip's `ln_post` becomes `post_layernorm`; its output projection is left out, nothing here reads it.
 
@@ -66,7 +67,7 @@ def convert_open_clip_tower(visual: nn.Module) -> CLIPVisionModel:
     return tower.eval()
 
 
-def _refuse_what_cannot_be_expressed(visual: nn.Module) -> None:
+def _refuse_what_cannot_be_expressed(visual: Any) -> None:
     problems = []
     if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):
         raise ValueError(
@@ -86,7 +87,7 @@ def _refuse_what_cannot_be_expressed(visual: nn.Module) -> None:
         raise ValueError(f"A CLIP tower cannot express this open_clip tower: {'; '.join(problems)}.")
 
 
-def open_clip_config(visual: nn.Module) -> CLIPVisionConfig:
+def open_clip_config(visual: Any) -> CLIPVisionConfig:
     """Config of the tower. Raises `ValueError` for an activation CLIP towers do not have."""
     block = visual.transformer.resblocks[0]
     preprocessing = getattr(visual, "preprocess_cfg", None) or {}
@@ -100,7 +101,7 @@ def open_clip_config(visual: nn.Module) -> CLIPVisionConfig:
         hidden_act=_activation(block.mlp.gelu),
         layer_norm_eps=block.ln_1.eps,
         projection_dim=visual.output_dim,
-        **{
+        **{  # type: ignore[arg-type]
             f"image_{name}": [float(value) for value in preprocessing[name]]
             for name in ("mean", "std")
             if name in preprocessing
@@ -116,7 +117,7 @@ def _activation(module: nn.Module) -> str:
     raise ValueError(f"A CLIP tower has no activation like open_clip's {type(module).__name__}.")
 
 
-def open_clip_state(visual: nn.Module) -> dict[str, torch.Tensor]:
+def open_clip_state(visual: Any) -> dict[str, torch.Tensor]:
     """Weights of the tower under CLIP's names; layer scales are folded into the layer they scale."""
     theirs = visual.state_dict()
     state = {

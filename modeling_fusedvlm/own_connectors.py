@@ -21,6 +21,8 @@ def load_connector(path: str | Path) -> str:
         raise ValueError(f"{path}: no such file; name a Python file that registers a connector.")
     module_name = f"fusedvlm_own_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: not a Python file; name one that registers a connector.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

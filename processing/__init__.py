@@ -1,5 +1,7 @@
 """Images and text to model inputs. Importing this package registers the processors with transformers' Auto classes."""
 
+from typing import Any
+
 from transformers import AutoImageProcessor, AutoProcessor
 
 from fusedvlm.lazy import late_function
@@ -11,7 +13,8 @@ from .image_processing_pil_fusedvlm import FusedVLMImageProcessorPil
 from .processing_fusedvlm import FusedVLMProcessor
 
 # push_to_hub keeps the model's card: a layer above plugs in here.
-FusedVLMProcessor._upload_modified_files = late_function("fusedvlm.hub_cards.push_to_hub", "upload_with_card")
+plug: Any = FusedVLMProcessor
+plug._upload_modified_files = late_function("fusedvlm.hub_cards.push_to_hub", "upload_with_card")
 
 AutoImageProcessor.register(
     FusedVLMConfig,

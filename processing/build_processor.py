@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -11,15 +12,18 @@ from fusedvlm.model_source import require_source
 from .image_processing_fusedvlm import FusedVLMImageProcessor
 from .processing_fusedvlm import FusedVLMProcessor
 
+if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
+
 FOLDER = Path(__file__).parent
 
 
 def build_processor(
-    config,
+    config: "FusedVLMConfig",
     *,
     text: str | None = None,
     query_tokenizer: PreTrainedTokenizerBase | str | None = None,
-    image_processor=None,
+    image_processor: Any = None,
     chat_template: str | None = None,
 ) -> FusedVLMProcessor:
     """Processor for a model from `FusedVLMForConditionalGeneration.from_backbones`.
@@ -62,7 +66,7 @@ def build_processor(
     )
 
 
-def load_text_tokenizer(config, text: str | None = None) -> PreTrainedTokenizerBase:
+def load_text_tokenizer(config: "FusedVLMConfig", text: str | None = None) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer, padding on the left, with a pad token and the LLM's context as its length limit."""
     source, revision = text or config.text_model_name_or_path, None if text else config.text_model_revision
     if source is None:
@@ -83,10 +87,10 @@ def load_text_tokenizer(config, text: str | None = None) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def default_image_processor(config) -> FusedVLMImageProcessor:
+def default_image_processor(config: "FusedVLMConfig") -> FusedVLMImageProcessor:
     """HD image processor at the tower's image size, with the tower's published normalization where it has one."""
     size = config.vision_config.image_size
-    kwargs = {"size": {"height": size, "width": size}, "max_local_views": config.max_local_views}
+    kwargs: dict[str, Any] = {"size": {"height": size, "width": size}, "max_local_views": config.max_local_views}
     source = config.vision_model_name_or_path
     if getattr(config.vision_config, "image_mean", None) is not None:  # a converted tower brings its own
         kwargs.update(image_mean=config.vision_config.image_mean, image_std=config.vision_config.image_std)
@@ -99,7 +103,7 @@ def default_image_processor(config) -> FusedVLMImageProcessor:
     return FusedVLMImageProcessor(**kwargs)
 
 
-def _own_folder(config) -> str | None:
+def _own_folder(config: "FusedVLMConfig") -> str | None:
     """The local variant that the configuration was read from, which has a processor already."""
     folder = Path(config.name_or_path or ".")
     return str(folder) if (folder / "processor_config.json").is_file() and config.name_or_path else None
@@ -109,13 +113,12 @@ def default_chat_template(llm_template: str | dict | None) -> str:
     """The LLM's own chat template between what puts our markers around its messages; the Llama-2 layout without one."""
     if llm_template is None:
         return (FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(llm_template, dict):
-        llm_template = llm_template["default"]
+    template: str = llm_template["default"] if isinstance(llm_template, dict) else llm_template
     prelude, postlude = (
         (FOLDER / f"chat_{part}.jinja").read_text(encoding="utf-8") for part in ("prelude", "postlude")
     )
     # Jinja itself takes one newline off the end of a template, but not off the end of a part of it.
-    return prelude.removesuffix("\n") + llm_template.removesuffix("\n") + postlude
+    return prelude.removesuffix("\n") + template.removesuffix("\n") + postlude
 
 
 def clip_query_tokenizer() -> CLIPTokenizer:

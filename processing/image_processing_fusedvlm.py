@@ -3,13 +3,13 @@
 As in fusedvlm's docs/reference.md, "HD views".
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torchvision.transforms.v2 import functional as tvF
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
 from .image_processing_fusedvlm_arrays import check_levels
@@ -51,36 +51,36 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
     global_view = "padded_image"
     keep_thin_images = True
 
-    def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]):
-        super().__init__(**kwargs)
+    def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)  # type: ignore[misc]  # there it is annotated with the usual options
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Load paths, URLs, base64 strings and bytes; everything else passes through."""
         return fetch_images(image_url_or_urls)
 
-    def process_image(
-        self, image, do_convert_rgb: bool | None = None, input_data_format=None, **kwargs
+    def process_image(  # type: ignore[override]  # the device goes through kwargs
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
     ) -> torch.Tensor:
         """One image as a (3, H, W) tensor: pictures upright and RGB, arrays and tensors of uint8 or float32."""
         image, do_convert_rgb, layout = self.to_levels(image, do_convert_rgb, input_data_format)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=layout, **kwargs)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # options go by name, those of padding in kwargs
         self,
         images: list[torch.Tensor],
         do_resize: bool,
-        size,
-        resample,
+        size: SizeDict,
+        resample: PILImageResampling,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean,
-        image_std,
+        image_mean: Any,
+        image_std: Any,
         max_local_views: int,
         global_view: str,
         keep_thin_images: bool,
-        return_tensors=None,
-        **kwargs,
+        return_tensors: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         tile_size = self.check_options(size, max_local_views, global_view)
         if not images:
@@ -98,9 +98,9 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
                 views.append(finish(image)[None])
                 continue
             white = WHITE if do_rescale or not image.is_floating_point() else 1
-            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
-            canvas = None if canvas is None else finish(canvas)
-            if global_view == "canvas":
+            laid_out = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
+            canvas = None if laid_out is None else finish(laid_out)
+            if global_view == "canvas" and canvas is not None:
                 whole = canvas
             else:
                 whole = finish(self._global_square(image, tile_size, keep_thin_images, white))
@@ -111,8 +111,17 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         data = {"pixel_values": [view for image in views for view in image], "image_num_views": [len(v) for v in views]}
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample, white) -> torch.Tensor | None:
-        plan = plan_canvas(*image.shape[-2:], tile_size, max_local_views, keep_thin_images)
+    def _canvas(
+        self,
+        image: torch.Tensor,
+        tile_size: int,
+        max_local_views: int,
+        keep_thin_images: bool,
+        resample: PILImageResampling,
+        white: int,
+    ) -> torch.Tensor | None:
+        height, width = image.shape[-2:]
+        plan = plan_canvas(height, width, tile_size, max_local_views, keep_thin_images)
         if plan is None:
             return None
         height, width = plan.resized_height, plan.resized_width
@@ -123,8 +132,9 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         resized = resized.transpose(-1, -2) if plan.is_portrait else resized
         return tvF.pad(resized, [plan.pad_left, plan.pad_top, plan.pad_right, plan.pad_bottom], fill=white)
 
-    def _global_square(self, image, tile_size, keep_thin_images, white) -> torch.Tensor:
-        plan = plan_global_square(*image.shape[-2:], tile_size, keep_thin_images)
+    def _global_square(self, image: torch.Tensor, tile_size: int, keep_thin_images: bool, white: int) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        plan = plan_global_square(height, width, tile_size, keep_thin_images)
         if plan.is_shrunk:
             # In 8 bits even for floats: Lanczos overshoots at edges, and the published code cuts that off in between.
             levels = image if image.dtype == torch.uint8 else (image * (WHITE / white)).round().clamp(0, WHITE).byte()
@@ -134,7 +144,7 @@ class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
         return tvF.pad(image, [plan.left, plan.top, right, bottom], fill=0)
 
     @staticmethod
-    def _resize(image: torch.Tensor, size: tuple[int, int], resample) -> torch.Tensor:
+    def _resize(image: torch.Tensor, size: tuple[int, int], resample: PILImageResampling) -> torch.Tensor:
         """Pillow for 8-bit pixels on the CPU and for Lanczos, torchvision for everything else.
 
         torchvision rounds differently from the Pillow code the checkpoints were trained with: up to one gray level for

@@ -1,6 +1,7 @@
 """Arrays and tensors as pictures: which kinds, shapes and levels can be read, and one line about every other."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,15 @@ HALF_LEVEL = 0.5
 SLACK = HALF_LEVEL / 255
 
 
-def to_usable_array(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+def to_usable_array(image: Any) -> Any:
     """Whole numbers and truth values as uint8, floats as float32, so that both backends resize them alike.
 
-    Memory may run backwards, be read-only, of another byte order, or on a graph of gradients.
+    Args:
+        image: an array or tensor; its memory may run backwards, be read-only, of another byte order, or on a graph of
+            gradients.
+
+    Returns:
+        An array for an array, a tensor for a tensor.
 
     Raises:
         ValueError: for an array without pixels, of things that are no levels, whole numbers outside 0..255, or floats
@@ -50,7 +56,7 @@ def to_usable_array(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tens
     return image if is_tensor else np.require(np.ascontiguousarray(image), requirements="W")
 
 
-def to_rgb_channels(image: np.ndarray | torch.Tensor, input_data_format=None) -> np.ndarray | torch.Tensor:
+def to_rgb_channels(image: np.ndarray | torch.Tensor, input_data_format: Any = None) -> np.ndarray | torch.Tensor:
     """(H, W), (H, W, C) or (C, H, W) to (3, H, W): gray is repeated and alpha dropped, as for pictures.
 
     Where the first and the last axis could both be channels, the first is.
@@ -71,7 +77,7 @@ def to_rgb_channels(image: np.ndarray | torch.Tensor, input_data_format=None) ->
     return image.contiguous() if isinstance(image, torch.Tensor) else np.ascontiguousarray(image)
 
 
-def _channels_are_last(shape: tuple[int, ...], input_data_format) -> bool:
+def _channels_are_last(shape: tuple[int, ...], input_data_format: Any) -> bool:
     if input_data_format is not None:
         return str(getattr(input_data_format, "value", input_data_format)).endswith("last")
     first, last = shape[0], shape[-1]

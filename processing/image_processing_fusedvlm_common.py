@@ -1,11 +1,12 @@
 """What the torchvision and the PIL backend of the image processor share."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_utils import ChannelDimension
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .image_processing_fusedvlm_arrays import to_rgb_channels, to_usable_array
@@ -37,16 +38,22 @@ class FusedVLMImageProcessorKwargs(ImagesKwargs, total=False):
 class FusedVLMImageProcessorMixin:
     """View counting, checks, and an `auto_map` that names both backends."""
 
-    def preprocess(self, images, *args, **kwargs):
+    # Of the backend it is mixed with.
+    size: Any
+    max_local_views: int
+    _auto_class: Any
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """As the base class; refuses what only TRL's GRPO asks for, which would lose views and questions."""
         if "crop_to_patches" in kwargs:
             raise ValueError(
                 "crop_to_patches is for models that have one row of pixels per tile and no questions. TRL's "
                 "GRPOTrainer asks for it: use fusedvlm.trainers.FusedVLMGRPOTrainer, which carries HD views."
             )
-        return super().preprocess(images, *args, **kwargs)
+        backend: Any = super()
+        return backend.preprocess(images, *args, **kwargs)
 
-    def check_options(self, size, max_local_views: int, global_view: str) -> int:
+    def check_options(self, size: SizeDict, max_local_views: int, global_view: str) -> int:
         """Tile size S. Raises `ValueError` for sizes or counts that make no views."""
         if size.height is None or size.height != size.width or size.height < 1:
             raise ValueError(f"size must be a square view, got height={size.height}, width={size.width}.")
@@ -57,7 +64,7 @@ class FusedVLMImageProcessorMixin:
         return size.height
 
     @staticmethod
-    def to_levels(image, do_convert_rgb: bool | None, input_data_format):
+    def to_levels(image: Any, do_convert_rgb: bool | None, input_data_format: Any) -> tuple[Any, bool | None, Any]:
         """Pictures upright and RGB; arrays and tensors as uint8 or float32, and as (3, H, W) with `do_convert_rgb`.
 
         Returns:
@@ -73,8 +80,8 @@ class FusedVLMImageProcessorMixin:
     def get_number_of_views(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """Views of an image of that size, without looking at pixels."""
         options = images_kwargs or {}
-        size = options.get("size") or self.size
-        size = size["height"] if isinstance(size, dict) else size.height
+        wanted: Any = options.get("size") or self.size
+        size = wanted["height"] if isinstance(wanted, dict) else wanted.height
         max_local_views = options.get("max_local_views", self.max_local_views)
         return count_views(height, width, size, max_local_views)
 
@@ -84,7 +91,8 @@ class FusedVLMImageProcessorMixin:
 
     def to_dict(self) -> dict:
         """As the base class, with both backends in `auto_map`; saving records only the one in use."""
-        output = super().to_dict()
+        backend: Any = super()
+        output = backend.to_dict()
         if self._auto_class is not None or "auto_map" in output:
             output["auto_map"] = {"AutoImageProcessor": dict(AUTO_CLASSES)}
         return output
@@ -106,7 +114,7 @@ def resize_bicubic(image: torch.Tensor, tile_size: int) -> torch.Tensor:
     )[0]
 
 
-def resize_with_pillow(image: np.ndarray, size: tuple[int, int], resample) -> np.ndarray:
+def resize_with_pillow(image: np.ndarray, size: tuple[int, int], resample: Any) -> np.ndarray:
     """(3, H, W) to (3, *size) with Pillow; uint8 as one picture, floats channel by channel."""
     target = (size[1], size[0])
     if image.dtype == np.uint8 and image.shape[0] == 3:

@@ -5,6 +5,8 @@ import binascii
 import contextlib
 import io
 import os
+from collections.abc import Iterator
+from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -32,7 +34,7 @@ TURNS = {
 }
 
 
-def load_image(source) -> Image.Image:
+def load_image(source: Any) -> Image.Image:
     """Open a picture.
 
     Args:
@@ -113,14 +115,14 @@ def _undecoded(image: Image.Image) -> bytes | None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data say; data that make no sense turn nothing, as in every viewer."""
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 0))
     except Exception:  # noqa: BLE001 Pillow raises nearly anything on damaged EXIF data
         return image
     return image if turn is None else image.transpose(turn)
 
 
 @contextlib.contextmanager
-def _refuse_parts_of_pictures():
+def _refuse_parts_of_pictures() -> Iterator[None]:
     """Undo `ImageFile.LOAD_TRUNCATED_IMAGES`, which other libraries set and which turns cut files half gray."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -147,7 +149,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
 
 
-def _read(source) -> tuple[bytes, str]:
+def _read(source: Any) -> tuple[bytes, str]:
     """Bytes of a source and a name for messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source), "image bytes"
@@ -191,7 +193,7 @@ def _read_row(row: dict) -> tuple[bytes, str]:
     return _read(name)
 
 
-def _read_file(file) -> tuple[bytes, str]:
+def _read_file(file: Any) -> tuple[bytes, str]:
     """All of an open file, from its beginning where it can be rewound."""
     name = getattr(file, "name", None)
     name = _shown(name) if isinstance(name, str) else f"open file ({type(file).__name__})"
@@ -239,7 +241,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
-def fetch_images(sources):
+def fetch_images(sources: Any) -> Any:
     """Load every source of a possibly nested list; arrays, tensors and PIL images pass through.
 
     Raises:

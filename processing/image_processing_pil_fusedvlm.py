@@ -1,12 +1,12 @@
 """HD views with Pillow; needs no torchvision. Same options and, on 8-bit pixels, the same result as its twin."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
 from .image_processing_fusedvlm_arrays import check_levels
@@ -42,34 +42,36 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
     global_view = "padded_image"
     keep_thin_images = True
 
-    def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]):
-        super().__init__(**kwargs)
+    def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)  # type: ignore[misc]  # there it is annotated with the usual options
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Load paths, URLs, base64 strings and bytes; everything else passes through."""
         return fetch_images(image_url_or_urls)
 
-    def process_image(self, image, do_convert_rgb: bool | None = None, input_data_format=None, **kwargs) -> np.ndarray:
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
+    ) -> np.ndarray:
         """One image as a (3, H, W) array: pictures upright and RGB, arrays and tensors of uint8 or float32."""
         image, do_convert_rgb, layout = self.to_levels(image, do_convert_rgb, input_data_format)
         return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=layout, **kwargs)
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # options go by name, those of padding in kwargs
         self,
         images: list[np.ndarray],
         do_resize: bool,
-        size,
-        resample,
+        size: SizeDict,
+        resample: PILImageResampling,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean,
-        image_std,
+        image_mean: Any,
+        image_std: Any,
         max_local_views: int,
         global_view: str,
         keep_thin_images: bool,
-        return_tensors=None,
-        **kwargs,
+        return_tensors: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         tile_size = self.check_options(size, max_local_views, global_view)
         if not images:
@@ -89,9 +91,9 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
                 views.append(finish(image)[None])
                 continue
             white = WHITE if do_rescale or image.dtype == np.uint8 else 1
-            canvas = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
-            canvas = None if canvas is None else finish(canvas)
-            if global_view == "canvas":
+            laid_out = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
+            canvas = None if laid_out is None else finish(laid_out)
+            if global_view == "canvas" and canvas is not None:
                 whole = canvas
             else:
                 whole = finish(self._global_square(image, tile_size, keep_thin_images, white))
@@ -105,8 +107,17 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _canvas(self, image, tile_size, max_local_views, keep_thin_images, resample, white) -> np.ndarray | None:
-        plan = plan_canvas(*image.shape[-2:], tile_size, max_local_views, keep_thin_images)
+    def _canvas(
+        self,
+        image: np.ndarray,
+        tile_size: int,
+        max_local_views: int,
+        keep_thin_images: bool,
+        resample: PILImageResampling,
+        white: int,
+    ) -> np.ndarray | None:
+        height, width = image.shape[-2:]
+        plan = plan_canvas(height, width, tile_size, max_local_views, keep_thin_images)
         if plan is None:
             return None
         height, width = plan.resized_height, plan.resized_width
@@ -118,8 +129,9 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
         margins = ((0, 0), (plan.pad_top, plan.pad_bottom), (plan.pad_left, plan.pad_right))
         return np.pad(resized, margins, constant_values=white)
 
-    def _global_square(self, image, tile_size, keep_thin_images, white) -> np.ndarray:
-        plan = plan_global_square(*image.shape[-2:], tile_size, keep_thin_images)
+    def _global_square(self, image: np.ndarray, tile_size: int, keep_thin_images: bool, white: int) -> np.ndarray:
+        height, width = image.shape[-2:]
+        plan = plan_global_square(height, width, tile_size, keep_thin_images)
         if plan.is_shrunk:
             # In 8 bits even for floats: Lanczos overshoots at edges, and the published code cuts that off in between.
             is_bytes = image.dtype == np.uint8

@@ -13,6 +13,9 @@ Layout of the result, for B prompts, I images, V views and G segments (one quest
 Everything but the text is packed on axis 0 and holds no index across samples: joining two batches is concatenation.
 """
 
+import os
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
@@ -43,7 +46,13 @@ class FusedVLMProcessorKwargs(ProcessingKwargs, total=False):
 
 
 # Read unconditionally by transformers up to 5.16; the defaults themselves are class attributes of the processor.
-FusedVLMProcessorKwargs._defaults = {}
+FusedVLMProcessorKwargs._defaults = {}  # type: ignore[attr-defined]
+
+
+if TYPE_CHECKING:  # also one by one (padding=True), which the nested groups do not say
+    Options: TypeAlias = Any
+else:
+    Options = Unpack[FusedVLMProcessorKwargs]
 
 
 class FusedVLMProcessor(ProcessorMixin):
@@ -63,21 +72,24 @@ class FusedVLMProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FusedVLMProcessorKwargs
+    image_processor: Any
+    tokenizer: Any
+    query_tokenizer: Any
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
-        query_tokenizer=None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        query_tokenizer: Any = None,
         image_token: str = IMAGE,
         image_token_id: int | None = None,
         num_visual_tokens: int = 256,
         num_followup_visual_tokens: int | None = None,
         max_num_visual_tokens: int | None = None,
         connector: dict | None = None,
-        chat_template=None,
-        **kwargs,
-    ):
+        chat_template: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if image_token != IMAGE:
             raise ValueError(f"The image marker is {IMAGE}, got image_token={image_token!r}.")
         self.image_token = image_token
@@ -103,7 +115,9 @@ class FusedVLMProcessor(ProcessorMixin):
     # -- loading -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, subfolder="", **kwargs):
+    def _load_tokenizer_from_pretrained(
+        cls, sub_processor_type: str, pretrained_model_name_or_path: Any, subfolder: str = "", **kwargs: Any
+    ) -> Any:
         """Load the query tokenizer from its own folder or fail.
 
         The base class falls back to the LLM's tokenizer with a warning when that folder cannot be read; the model would
@@ -121,7 +135,7 @@ class FusedVLMProcessor(ProcessorMixin):
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=folder, **kwargs)
 
     @staticmethod
-    def _require_tokenizer_config(source, folder: str, kwargs: dict) -> None:
+    def _require_tokenizer_config(source: Any, folder: str, kwargs: dict) -> None:
         """A tokenizer without its settings loads all the same, but with other special tokens and padding sides."""
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies")
         given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
@@ -136,7 +150,9 @@ class FusedVLMProcessor(ProcessorMixin):
                 "on the other side. Take the file from where the variant was saved."
             )
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(  # type: ignore[override]  # push_to_hub goes through kwargs
+        self, save_directory: str | os.PathLike, **kwargs: Any
+    ) -> Any:
         """As the base class, which would leave `auto_map` on this object and none on a loaded one."""
         saved = super().save_pretrained(save_directory, **kwargs)
         self.__dict__.pop("auto_map", None)
@@ -157,7 +173,7 @@ class FusedVLMProcessor(ProcessorMixin):
         num_visual_tokens: int | list[int] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
-        **kwargs: Unpack[FusedVLMProcessorKwargs],
+        **kwargs: Options,
     ) -> BatchFeature:
         """Build a batch.
 
@@ -179,14 +195,15 @@ class FusedVLMProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("Give text, images or both.")
-        merged = self._merge_kwargs(FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merged(kwargs)
         return_tensors = merged["text_kwargs"].get("return_tensors")
         if text is None:
             return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
         prompts = self._parse(text, questions)
         images = self._flatten_images(images, prompts)
         counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens)
-        encoded, views = {}, None
+        encoded: Any = {}
+        views = None
         if images:
             encoded = self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": return_tensors})
             views = [int(number) for number in encoded["image_num_views"]]
@@ -201,21 +218,26 @@ class FusedVLMProcessor(ProcessorMixin):
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
         image_num_views: list[int] | None = None,
-        **kwargs: Unpack[FusedVLMProcessorKwargs],
+        **kwargs: Options,
     ) -> BatchFeature:
         """The text half of a call: everything but pixels, for images whose view features are already computed.
 
         Arguments, result and errors as for a call; `pixel_values` and `image_num_views` are missing from the result.
         `image_num_views` holds the views of each image, for connectors that count visual tokens by view.
         """
-        merged = self._merge_kwargs(FusedVLMProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merged(kwargs)
         prompts = self._parse(text, questions)
         counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens)
         views = None if image_num_views is None else [int(number) for number in image_num_views]
         data = self._encode(prompts, counts, views, return_assistant_tokens_mask, merged)
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
-    def _parse(self, text: TextInput | list[TextInput], questions) -> list[Prompt]:
+    def _merged(self, kwargs: Any) -> dict:
+        """Options of a call on top of the processor's own, by the part that they are for."""
+        kind: Any = FusedVLMProcessorKwargs
+        return self._merge_kwargs(kind, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+
+    def _parse(self, text: TextInput | list[TextInput], questions: Any) -> list[Prompt]:
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(entry, str) for entry in texts):
             raise ValueError("`text` must be a string or a non-empty list of strings.")
@@ -252,7 +274,7 @@ class FusedVLMProcessor(ProcessorMixin):
             start = stop
         return sizes
 
-    def _counts(self, num_prompts: int, first_counts, followup_counts) -> list[tuple[int, int]]:
+    def _counts(self, num_prompts: int, first_counts: Any, followup_counts: Any) -> list[tuple[int, int]]:
         """(m, m') of every prompt."""
         rules, counts = self.counts, []
         for sample in range(num_prompts):
@@ -267,7 +289,7 @@ class FusedVLMProcessor(ProcessorMixin):
             counts.append((first, followup))
         return counts
 
-    def _per_sample(self, value, name: str, sample: int, batch_size: int) -> int:
+    def _per_sample(self, value: Any, name: str, sample: int, batch_size: int) -> int:
         """The count that is asked for for one sample."""
         if value is None:
             return getattr(self, name)
@@ -277,7 +299,7 @@ class FusedVLMProcessor(ProcessorMixin):
             value = value[sample]
         return whole_number(value, name)
 
-    def _set_questions(self, prompts: list[Prompt], questions) -> None:
+    def _set_questions(self, prompts: list[Prompt], questions: Any) -> None:
         """Replace the questions found in the text by explicit ones, and refuse empty questions about an image."""
         if questions is not None and not self.counts.reads_question:
             raise ValueError(
@@ -307,7 +329,7 @@ class FusedVLMProcessor(ProcessorMixin):
             if not turn.question.strip():
                 raise ValueError(f"Sample {sample}: question {number} is empty; ask something about the image.")
 
-    def _flatten_images(self, images, prompts: list[Prompt]) -> list:
+    def _flatten_images(self, images: Any, prompts: list[Prompt]) -> list:
         """Images of all prompts in marker order, checked against the markers prompt by prompt."""
         expected = [prompt.num_images for prompt in prompts]
         if images is None:
@@ -371,7 +393,7 @@ class FusedVLMProcessor(ProcessorMixin):
 
     def _encode_questions(self, prompts: list[Prompt], counts: list[tuple[int, int]]) -> dict:
         """The packed question fields, image by image."""
-        packed = {name: [] for name in PACKED_NAMES if name != "image_num_views"}
+        packed: dict[str, list[int]] = {name: [] for name in PACKED_NAMES if name != "image_num_views"}
         asked_questions = []
         for prompt, (first, followup) in zip(prompts, counts, strict=True):
             asked: list[list[tuple[int, int, str]]] = []  # per image: (turn, visual tokens, question)
@@ -402,14 +424,16 @@ class FusedVLMProcessor(ProcessorMixin):
 
     # -- what transformers and servers ask a processor -----------------------------------------------------------------
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Text that stands for one image's placeholders: m times the marker."""
         views = int(image_inputs["image_num_views"][image_idx]) if self.counts.per_view else 1
         return self.image_token * self.num_visual_tokens * views
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(
+        self, image_sizes: list[tuple[int, int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
         """Visual tokens and views per image, from sizes (height, width) alone."""
-        data = {}
+        data: dict[str, list[int]] = {}
         if image_sizes is not None:
             m = int(kwargs.get("num_visual_tokens") or self.num_visual_tokens)
             views = [self.image_processor.get_number_of_views(*size, kwargs) for size in image_sizes]
@@ -418,8 +442,13 @@ class FusedVLMProcessor(ProcessorMixin):
         return MultiModalData(**data)
 
     def apply_chat_template(
-        self, conversation, *args, return_assistant_tokens_mask: bool = False, processor_kwargs=None, **kwargs
-    ):
+        self,
+        conversation: Any,
+        *args: Any,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As the base class. With our markers, the assistant mask comes from the answers themselves.
 
         Raises:
@@ -438,7 +467,8 @@ class FusedVLMProcessor(ProcessorMixin):
                 raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
             processor_kwargs = {**(processor_kwargs or {}), "return_assistant_tokens_mask": True}
         try:
-            return super().apply_chat_template(conversation, *args, processor_kwargs=processor_kwargs, **kwargs)
+            kwargs["processor_kwargs"] = processor_kwargs
+            return super().apply_chat_template(conversation, *args, **kwargs)
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "jinja2":
                 raise

@@ -32,7 +32,7 @@ class VisualTokenCounts:
         largest: the largest m the model was trained with.
     """
 
-    def __init__(self, connector: dict[str, Any] | None, largest: int):
+    def __init__(self, connector: dict[str, Any] | None, largest: int) -> None:
         self.connector = {**FUSED, **(connector or {})}
         self.is_fused = self.connector["name"] == "fused"
         self.per_view = self.connector["per_view"]

@@ -74,7 +74,7 @@ def _check_message(message: Any, place: int, where: str, is_own_template: bool) 
         return
     if not is_sequence(content):
         raise ValueError(f"{where} ({role}): content must be text or a list of parts, got {shown(content)}.")
-    for number, part in enumerate(content):
+    for number, part in enumerate(content or ()):
         _check_part(part, f"{where} ({role}), part {number}")
 
 

@@ -137,7 +137,7 @@ def _parse_marked(text: str, sample: int) -> Prompt:
     for match in _MARKED.finditer(text):
         _add_text(prompt, text, last, match.start())
         last = match.end()
-        kind = match.lastgroup
+        kind = match.lastgroup or ""
         content = match[kind]
         if kind == "literal":
             _add_text(prompt, content, 0, len(content), match.start(kind), is_literal=True)
@@ -169,7 +169,8 @@ def _parse_unmarked(text: str, sample: int) -> Prompt:
     With a single turn the question is the whole text, in front of the images too.
     """
     prompt = Prompt()
-    turn, seen, last = None, 0, 0
+    turn: Turn | None = None
+    seen = last = 0
     for match in _UNMARKED.finditer(text):
         between = text[last : match.start()]
         if turn is None or between.strip():
@@ -184,7 +185,7 @@ def _parse_unmarked(text: str, sample: int) -> Prompt:
             turn.num_new_images += 1
         else:
             _see_again(turn, seen, sample)
-        prompt.pieces.append(Piece(match.lastgroup, match.group(), len(prompt.turns) - 1, match.start()))
+        prompt.pieces.append(Piece(match.lastgroup or "", match.group(), len(prompt.turns) - 1, match.start()))
     _add_text(prompt, text, last, len(text))
     if len(prompt.turns) == 1:
         prompt.turns[0].question = _UNMARKED.sub("", text).strip()
@@ -201,8 +202,7 @@ def _add_text(
         return
     content, place = unescape(text[start:stop]), start if place is None else place
     last = prompt.pieces[-1] if prompt.pieces else None
-    joins = last is not None and last.kind == "text" and not last.is_closed and (is_literal or last.literal)
-    if not joins:
+    if last is None or last.kind != "text" or last.is_closed or not (is_literal or last.literal):
         prompt.pieces.append(last := Piece("text", "", len(prompt.turns), place))
     last.add(content, place, is_literal)
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -80,7 +81,7 @@ class TokenPieces:
         image_token_id: int,
         prompts: list[list[Piece]],
         with_offsets: bool = False,
-    ):
+    ) -> None:
         self.tokenizer = tokenizer
         self.with_offsets = with_offsets
         self.offsets: dict[str, list[tuple[int, int]]] = {}
@@ -125,7 +126,7 @@ class TokenPieces:
         if first is None or first == 0:
             return 0 if first is None else 1
         is_eos = ids[first] == self.tokenizer.eos_token_id
-        return first + 1 if is_eos and not self.tokenizer.decode(ids[:first]).strip() else 0
+        return first + 1 if is_eos and not str(self.tokenizer.decode(ids[:first])).strip() else 0
 
     def _tokenize(self, texts: set[str], literal: bool) -> dict[str, list[int]]:
         ordered = sorted(texts)
@@ -181,11 +182,11 @@ class TokenPieces:
         self._refuse_too_long(row, sample)
         return row
 
-    def _without_placeholder(self, text: str, ids: list[int], **kwargs) -> list[int]:
+    def _without_placeholder(self, text: str, ids: list[int], **kwargs: Any) -> list[int]:
         """Only image markers become placeholders; the placeholder token inside text stays text."""
         if self.image_token_id not in ids:
             return ids
-        token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        token = str(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
         # Cut through the token, so that no tokenizer can put it back together.
         parts = text.replace(token, f"{token[:1]}\ue000{token[1:]}").split("\ue000")
         rows = self.tokenizer(parts, add_special_tokens=False, **kwargs)["input_ids"]
@@ -268,7 +269,7 @@ def pad_rows(
     return data
 
 
-def _pad(values: list, length: int, side: str, filler) -> list:
+def _pad(values: list, length: int, side: str, filler: Any) -> list:
     padding = [filler] * (length - len(values))
     return padding + values if side == "left" else values + padding
 

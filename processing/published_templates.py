@@ -6,6 +6,9 @@ render those pieces with the processor's markers; tests compare every token and 
 
 import json
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -38,7 +41,7 @@ PHI_3 = {
     "assistant": "<|assistant|>\n",
     "eos": "<|end|>\n",
 }
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "llama-2": LLAMA_2,
     "llama-2-vision": {**LLAMA_2, "default_system": VICUNA},
     "vicuna_v1.1": {
@@ -65,7 +68,7 @@ STYLES = {
     "llama-3": LLAMA_3,
     "llama-3-vision": {**LLAMA_3, "default_system": HELPFUL},
 }
-EMPTY = {
+EMPTY: dict[str, Any] = {
     "start": "",
     "default_system": "",
     "system": ["", ""],
@@ -94,7 +97,7 @@ def published_chat_template(name: str) -> str:
     """
     if name not in STYLES:
         raise ValueError(f"Unknown conversation {name!r}; there are {', '.join(STYLES)}.")
-    style = {**EMPTY, **STYLES[name]}
+    style: dict[str, Any] = EMPTY | STYLES[name]
     if style["first_user"] is None:
         style["first_user"] = style["user"]
     if style["prompt"] is None:
@@ -104,12 +107,12 @@ def published_chat_template(name: str) -> str:
     return "\n".join([f"{{#- Conversation style {name} of the published checkpoints. -#}}", *lines, body])
 
 
-def _jinja(value) -> str:
+def _jinja(value: Any) -> str:
     """A Python string, list or boolean as a Jinja literal (JSON's are the same, escapes of newlines included)."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def choose_conversation(tokenizer) -> str:
+def choose_conversation(tokenizer: PreTrainedTokenizerBase) -> str:
     """The published conversation style that an LLM's vocabulary calls for."""
     vocabulary = tokenizer.get_vocab()
     for token, name in (

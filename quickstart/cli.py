@@ -113,9 +113,9 @@ def _table(families: "list[Family]") -> str:
         if family.fit is None:
             lines.append("          no fit: a mean score is zero")
         else:
-            fit, low, high = family.fit, *family.fit.alpha_interval
-            lines.append(
-                f"          S(m) = {fit.c:.3f} / m^{fit.alpha:.3f}, R^2 {fit.r2:.3f}, "
-                f"{fit.confidence:.0%} interval of alpha [{low:.3f}, {high:.3f}]"
-            )
+            fit = family.fit
+            law = f"          S(m) = {fit.c:.3f} / m^{fit.alpha:.3f}, R^2 {fit.r2:.3f}"
+            if fit.alpha_interval is not None:  # two m fix a law, and leave nothing to judge it by
+                law += ", {:.0%} interval of alpha [{:.3f}, {:.3f}]".format(fit.confidence, *fit.alpha_interval)
+            lines.append(law)
     return "\n".join(lines)

@@ -20,6 +20,10 @@ from . import world
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
+    from fusedvlm.processing import FusedVLMProcessor
+
+if TYPE_CHECKING:
     from .compare import Comparison
 
 HELD_OUT_WORLD = 1_000_000  # index offset of held-out images
@@ -175,7 +179,9 @@ def another_question(sample: world.Sample, question: world.Question, generator: 
     return next((one for one in drawn if one.text != question.text), question)
 
 
-def save_family(settings: Settings, model, processor, folder: Path) -> list[Path]:
+def save_family(
+    settings: Settings, model: "FusedVLMForConditionalGeneration", processor: "FusedVLMProcessor", folder: Path
+) -> list[Path]:
     """One self-contained folder per m: the tiny language model is published nowhere, so each variant carries it."""
     folders = []
     for m in settings.num_visual_tokens:
@@ -203,7 +209,7 @@ def load_and_ask(folders: list[Path], samples: list[world.Sample], seed: int) ->
             sample.cell_question(task, cell) for task, cell in zip(sample.cell_tasks() * 2, cells, strict=False)
         ]
         asked.append((sample, [*questions[:2], sample.dense_question()]))
-    examples = [
+    examples: list[dict[str, Any]] = [
         {"question": q.text, "expected": q.answer, "task": q.task, "sample": s, "answers": {}}
         for s, qs in asked
         for q in qs

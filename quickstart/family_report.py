@@ -248,7 +248,7 @@ def _family_view(family: Family) -> dict[str, Any]:
     }
 
 
-def _image_uri(image) -> str:
+def _image_uri(image: Any) -> str:
     buffer = io.BytesIO()
     image.resize((192, 192), 0).save(buffer, format="PNG")
     return data_uri(buffer.getvalue())

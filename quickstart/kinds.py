@@ -57,7 +57,7 @@ class Conversations(torch.utils.data.Dataset):
         seed: int,
         kinds: Sequence[str] = ("mixed",),
         panel_share: Mapping[str, float] | None = None,
-    ):
+    ) -> None:
         self.samples, self.features, self.length, self.seed = samples, features, length, seed
         self.kinds, self.panel_share = tuple(kinds), dict(panel_share or {})
         self.pools = {scene: [i for i, s in enumerate(samples) if s.is_scene == scene] for scene in (True, False)}

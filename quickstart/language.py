@@ -86,7 +86,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int = 64, layers: int
 class Documents:
     """Batches of documents with labels and weights on answers only. Drawn afresh at every step; nothing is stored."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = tokenizer.get_vocab()
         self.generator = np.random.default_rng([seed, 1])
@@ -94,7 +94,7 @@ class Documents:
     def _sample(self, short: bool) -> world.Sample:
         generator = self.generator
         is_scene = generator.random() < world.SCENE_SHARE
-        content = world._draw_scene(generator) if is_scene else world._draw_panel(generator)
+        content: world.Content = world._draw_scene(generator) if is_scene else world._draw_panel(generator)
         if short:
             kept = sorted(generator.choice(len(content), size=min(len(content), 4), replace=False))
             content = {cell: content[cell] for cell in [list(content)[index] for index in kept]}

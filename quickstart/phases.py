@@ -55,14 +55,15 @@ class PacedTrainer(GenerationTrainer):
             falling = (1 - done) / self.decay if self.decay else 1.0
             return max(0.0, min(1.0, (step + 1) / 50, falling))
 
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        chosen: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(chosen, factor)
         return self.lr_scheduler
 
 
 class StepTimer(TrainerCallback):
     """Seconds per step, the first ones left out."""
 
-    def __init__(self, skip: int):
+    def __init__(self, skip: int) -> None:
         self.skip = skip
         self.times: list[float] = []
 
@@ -88,7 +89,7 @@ def look_up_arguments(settings: Settings, folder: Path, steps: int) -> Generatio
 def elastic_arguments(settings: Settings, folder: Path, steps: int, planned: int) -> GenerationArguments:
     """Every kind of conversation in a micro-batch of its own, its m drawn from the whole range."""
     common = common_arguments(settings, folder / "logs", steps)
-    shared = {
+    shared: dict[str, Any] = {
         "elastic_warmup_fraction": settings.elastic_warmup_fraction * planned / steps,
         "elastic_warmup_minimum": settings.max_num_visual_tokens,
         "elastic_seed": settings.seed,
@@ -137,9 +138,9 @@ def make_trainer(
     num_visual_tokens: int | None = None,
 ) -> PacedTrainer:
     """Trainer of a phase; nothing of it goes to standard output, where only results belong."""
-    counts = arguments.elastic_counts() or [num_visual_tokens]
+    largest = max(arguments.elastic_counts() or (), default=num_visual_tokens)
     collator = ConversationCollator(
-        processor, num_visual_tokens=max(counts), num_followup_visual_tokens=max(arguments.elastic_followup or [1])
+        processor, num_visual_tokens=largest, num_followup_visual_tokens=max(arguments.elastic_followup or [1])
     )
     trainer = PacedTrainer(
         model=model, args=arguments, train_dataset=dataset, processing_class=processor, data_collator=collator,

@@ -23,7 +23,9 @@ from .stages import build_variant, train_contrastive
 from .vision import cell_labels, encode_views, process_images, warm_up_vision
 
 
-def prepare_images(settings: Settings, processor_images, device_samples: int):
+def prepare_images(
+    settings: Settings, processor_images: Any, device_samples: int
+) -> tuple[list, torch.Tensor, torch.Tensor]:
     """Render and process the training images; (samples, pixels in half precision, labels)."""
     samples, pixels = [], []
     for start in progress(range(0, device_samples, 256), description="rendering images"):

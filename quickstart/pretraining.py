@@ -15,7 +15,7 @@ from .settings import Settings
 class LanguageModelProcess:
     """Pretrain the language model in a process of its own, so that it shares the machine with the vision warm-up."""
 
-    def __init__(self, settings: Settings, folder: Path):
+    def __init__(self, settings: Settings, folder: Path) -> None:
         self.folder = folder
         self.last_loss = float("nan")
         partial = folder.with_name(folder.name + ".partial")
@@ -44,13 +44,13 @@ class LanguageModelProcess:
         self.errors: list[str] = []
         self.threads = [
             threading.Thread(target=self._follow, daemon=True),
-            threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True),
+            threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()), daemon=True),
         ]
         for thread in self.threads:
             thread.start()
 
     def _follow(self) -> None:
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             step, loss = line.split()
             self.last_loss = float(loss)
             self.bar.update(int(step) - self.bar.n)

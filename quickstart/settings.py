@@ -32,7 +32,7 @@ class Settings:
     # comes in one jump, which everything else delays, at another step for every seed.
     look_up_first: bool = True
     look_up_steps: int = 900  # at most
-    look_up_loss: float = 0.7
+    look_up_loss: float | None = 0.7
     generation_steps: int = 1250
     # Conversations of a step by kind, each kind in a micro-batch of its own with an m of its own.
     groups: tuple[tuple[str, int], ...] = (("one_word", 12), ("follow_up", 8), ("dense", 32), ("dense_first", 8))

@@ -23,7 +23,7 @@ from transformers import (
 from fusedvlm.console import progress
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration, FusedVLMForContrastiveLearning
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import VISION_PREFIXES
-from fusedvlm.processing import FusedVLMImageProcessor, build_processor
+from fusedvlm.processing import FusedVLMImageProcessor, FusedVLMProcessor, build_processor
 from fusedvlm.trainers import ContrastiveArguments, ContrastiveTrainer
 
 from .kinds import Conversations
@@ -36,7 +36,7 @@ TILE = 32
 class Clock:
     """The run's time budget."""
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float) -> None:
         self.started = time.monotonic()
         self.budget = minutes * 60
 
@@ -70,7 +70,7 @@ class Allowance:
         return Allowance(self.spent_so_far, self.start, self.amount * share)
 
 
-def build_variant(settings: Settings, llm_folder: str):
+def build_variant(settings: Settings, llm_folder: str) -> tuple[FusedVLMForConditionalGeneration, FusedVLMProcessor]:
     """An untrained variant over the frozen language model, and its processor."""
 
     tokenizer = build_tokenizer()
@@ -118,7 +118,7 @@ def image_processor() -> FusedVLMImageProcessor:
 class BarCallback(TrainerCallback):
     """Progress bar of a stage, and a stop when what it may spend is spent."""
 
-    def __init__(self, bar: Any, is_spent: Callable[[], bool] = lambda: False):
+    def __init__(self, bar: Any, is_spent: Callable[[], bool] = lambda: False) -> None:
         self.bar, self.is_spent = bar, is_spent
         self.ran_out = False
 
@@ -169,7 +169,14 @@ def common_arguments(settings: Settings, folder: Path, steps: int) -> dict:
     }
 
 
-def train_contrastive(settings: Settings, model, processor, samples, features, folder: Path) -> dict[str, float]:
+def train_contrastive(
+    settings: Settings,
+    model: FusedVLMForConditionalGeneration,
+    processor: FusedVLMProcessor,
+    samples: Any,
+    features: Any,
+    folder: Path,
+) -> dict[str, float]:
     """Stage 1 on cached view tokens; the result is saved for stage 2 to load by name."""
     set_seed(settings.seed + 2)
     answer_config = CLIPTextConfig(

@@ -5,12 +5,16 @@ CLIP, which this package otherwise starts from; it is not CLIP training.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from . import world
+
+if TYPE_CHECKING:
+    from fusedvlm.processing import FusedVLMProcessor
 
 COLOURS, SHAPES = list(world.COLOURS), list(world.SHAPES)
 
@@ -40,7 +44,7 @@ def token_of_cell() -> list[tuple[int, int]]:
 class CellReader(nn.Module):
     """Linear heads that read colour, shape and letter off a view token."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
             [nn.Linear(width, classes + 1) for classes in (len(COLOURS), len(SHAPES), len(world.LETTERS))]
@@ -53,10 +57,11 @@ class CellReader(nn.Module):
             nn.functional.cross_entropy(part.flatten(0, 1), labels[..., k].flatten()) for k, part in enumerate(logits)
         ]
         right = torch.stack([part.argmax(-1) == labels[..., k] for k, part in enumerate(logits)]).all(0)
-        return sum(losses), right.float().mean()
+        total: Any = sum(losses)
+        return total, right.float().mean()
 
 
-def process_images(processor, samples: Sequence[world.Sample]) -> torch.Tensor:
+def process_images(processor: "FusedVLMProcessor", samples: Sequence[world.Sample]) -> torch.Tensor:
     """(images, views, 3, S, S) through the package's image processor."""
     batch = processor.image_processor([sample.image for sample in samples], return_tensors="pt")
     views = int(batch["image_num_views"][0])
@@ -64,13 +69,13 @@ def process_images(processor, samples: Sequence[world.Sample]) -> torch.Tensor:
 
 
 def warm_up_vision(
-    model,
+    model: Any,
     pixels: torch.Tensor,
     labels: torch.Tensor,
     steps: int,
     batch_size: int,
     seed: int,
-    device,
+    device: torch.device | str,
     on_step: Callable[[float], None] = lambda accuracy: None,
 ) -> float:
     """Teach vision tower and merge to tell what each cell shows.
@@ -112,7 +117,11 @@ def warm_up_vision(
 
 @torch.no_grad()
 def encode_views(
-    model, pixels: torch.Tensor, device, batch_size: int = 128, on_batch: Callable[[int], None] = lambda count: None
+    model: Any,
+    pixels: torch.Tensor,
+    device: torch.device | str,
+    batch_size: int = 128,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> torch.Tensor:
     """(images, views, tokens per view, C) view tokens of the frozen vision tower, in half precision."""
     parts = []

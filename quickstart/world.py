@@ -5,6 +5,7 @@ Images are 64 x 64 with a 4 x 4 grid of cells a1..d4 (letter: row, digit: column
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,6 +28,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CELLS = tuple(f"{row}{column}" for row in "abcd" for column in "1234")
 SCENE_SHARE = 0.65
+Content = dict[str, Any]  # {cell: (colour, shape) of a scene, or the letter of a panel}
 TASKS = ("colour", "shape", "letter", "list", "read")
 DENSE_TASKS = ("list", "read")  # their answer is the whole image
 
@@ -44,9 +46,9 @@ class Question:
 class Sample:
     """One image of the world. `content` maps a cell to (colour, shape), or to a letter on a panel."""
 
-    image: Image.Image
+    image: Any  # None where only words are asked for
     is_scene: bool
-    content: dict[str, tuple[str, str] | str]
+    content: Content
 
     def description(self) -> str:
         """The image in words, cell by cell; what the language model is pretrained to answer from."""
@@ -82,7 +84,7 @@ def make_sample(seed: int, index: int) -> Sample:
     """The image number `index` of world `seed`."""
     generator = np.random.default_rng([seed, index])
     is_scene = generator.random() < SCENE_SHARE
-    content = _draw_scene(generator) if is_scene else _draw_panel(generator)
+    content: Content = _draw_scene(generator) if is_scene else _draw_panel(generator)
     gray = int(generator.integers(190, 256))
     image = Image.new("RGB", (SIZE * OVERSAMPLE, SIZE * OVERSAMPLE), (gray, gray, gray))
     draw = ImageDraw.Draw(image)
@@ -138,7 +140,7 @@ def _paint_shape(draw: ImageDraw.ImageDraw, x: float, y: float, shape: str, colo
         draw.rectangle((x - bar, y - r, x + bar, y + r), fill=colour)
 
 
-def _paint_letter(draw, x: float, y: float, letter: str, font_size: float, generator: np.random.Generator) -> None:
+def _paint_letter(draw: Any, x: float, y: float, letter: str, font_size: float, generator: np.random.Generator) -> None:
     font = ImageFont.load_default(size=font_size * OVERSAMPLE)
     ink = tuple(int(v) for v in generator.integers(0, 90, 3))
     draw.text((x * OVERSAMPLE, y * OVERSAMPLE), letter.upper(), font=font, fill=ink, anchor="mm")

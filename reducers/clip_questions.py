@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from .tower_features import TowerFeatures
 
@@ -24,7 +24,7 @@ class ClipQuestions:
         ValueError: when a model is given without its tokenizer.
     """
 
-    def __init__(self, clip: CLIPModel | str, tokenizer=None):
+    def __init__(self, clip: CLIPModel | str, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         if not isinstance(clip, CLIPModel):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(clip)
             clip = CLIPModel.from_pretrained(clip)

@@ -1,5 +1,7 @@
 """A FusedVLM with the dense connector behind a training-free reducer."""
 
+from typing import Any
+
 import torch
 
 from .clip_questions import ClipQuestions
@@ -32,17 +34,17 @@ class ReducedDense(ReducedModel):
 
     def __init__(
         self,
-        model,
+        model: Any,
         reducer: TokenReducer | str,
         tokens_per_view: int | None = None,
         clip_questions: ClipQuestions | None = None,
-    ):
+    ) -> None:
         if getattr(model.config, "connector", None) != "dense":
             kind = getattr(model.config, "connector", model.config.model_type)
             raise ValueError(f"Reducers keep some of a dense model's patches; connector={kind!r} has none to keep.")
         super().__init__(model, reducer, tokens_per_view, clip_questions)
 
-    def views_per_image(
+    def views_per_image(  # type: ignore[override]  # `images` of the base, by name
         self,
         pixel_values: torch.Tensor,
         image_num_views: torch.Tensor | None = None,
@@ -51,12 +53,16 @@ class ReducedDense(ReducedModel):
         """Views of each image, one each when `image_num_views` (images,) is not given."""
         return [1] * len(pixel_values) if image_num_views is None else image_num_views.tolist()
 
-    def own_features(self, pixel_values: torch.Tensor, **counts: torch.Tensor) -> list[torch.Tensor]:
+    def own_features(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, **counts: torch.Tensor
+    ) -> list[torch.Tensor]:
         """As the dense connector gives them."""
         tokens = self.project(self.model.model.get_view_features(pixel_values)[0])
         return [part.flatten(0, 1) for part in tokens.split(self.views_per_image(pixel_values, **counts))]
 
-    def own_counts(self, pixel_values: torch.Tensor, **counts: torch.Tensor) -> list[int]:
+    def own_counts(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, **counts: torch.Tensor
+    ) -> list[int]:
         """All patches of all views, in front of the first question only."""
         views = self.views_per_image(pixel_values, **counts)
         wanted = counts.get("num_visual_tokens")
@@ -67,7 +73,9 @@ class ReducedDense(ReducedModel):
             )
         return [self.num_patches * count for count in views]
 
-    def tower_features(self, pixel_values: torch.Tensor, **counts: torch.Tensor) -> TowerFeatures:
+    def tower_features(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, **counts: torch.Tensor
+    ) -> TowerFeatures:
         """Of the layer that the dense connector reads, the one before the last."""
         (layer,) = self.model.model.connector.hidden_layers()
         return read_tower(self.model.model.vision_tower, pixel_values, layer)

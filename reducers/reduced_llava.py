@@ -1,5 +1,7 @@
 """LLaVA-1.5 and LLaVA-NeXT of transformers behind a training-free reducer."""
 
+from typing import Any
+
 import torch
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
@@ -37,11 +39,11 @@ class ReducedLlava(ReducedModel):
 
     def __init__(
         self,
-        model,
+        model: Any,
         reducer: TokenReducer | str,
         tokens_per_view: int | None = None,
         clip_questions: ClipQuestions | None = None,
-    ):
+    ) -> None:
         config = model.config
         if config.model_type not in ("llava", "llava_next"):
             raise ValueError(f"ReducedLlava takes LLaVA-1.5 and LLaVA-NeXT, not {config.model_type!r}.")
@@ -53,7 +55,9 @@ class ReducedLlava(ReducedModel):
         check_layer(config.vision_feature_layer, config.vision_config.num_hidden_layers)
         super().__init__(model, reducer, tokens_per_view, clip_questions)
 
-    def views_per_image(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> list[int]:
+    def views_per_image(  # type: ignore[override]  # `images` of the base, by name
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
+    ) -> list[int]:
         """One, or for NeXT the base view and the tiles that `image_sizes` (images, 2) call for."""
         if self.model.config.model_type == "llava":
             return [1] * len(pixel_values)
@@ -62,14 +66,18 @@ class ReducedLlava(ReducedModel):
         side, pinpoints = self.model.config.vision_config.image_size, self.model.config.image_grid_pinpoints
         return [image_size_to_num_patches(size, pinpoints, side) for size in image_sizes]
 
-    def own_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> list[torch.Tensor]:
+    def own_features(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
         """As `get_image_features` of the model, newlines and unpadding included."""
         sizes = {} if self.model.config.model_type == "llava" else {"image_sizes": image_sizes}
         return list(
             self.model.model.get_image_features(pixel_values=pixel_values, return_dict=True, **sizes).pooler_output
         )
 
-    def own_counts(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> list[int]:
+    def own_counts(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
+    ) -> list[int]:
         """All patches; for NeXT what unpadding leaves of them, and the newlines."""
         views = self.views_per_image(pixel_values, image_sizes)
         if self.model.config.model_type == "llava":
@@ -78,7 +86,9 @@ class ReducedLlava(ReducedModel):
         packed, _ = self.model.model.pack_image_features(blank, image_sizes, "default", image_newline=torch.zeros(1))
         return [len(tokens) for tokens in packed]
 
-    def tower_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> TowerFeatures:
+    def tower_features(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
+    ) -> TowerFeatures:
         """Of every view, base view first; NeXT's (images, views, 3, S, S) are padded to the largest count."""
         if pixel_values.dim() == 5:
             views = self.views_per_image(pixel_values, image_sizes)

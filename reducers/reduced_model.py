@@ -1,13 +1,14 @@
 """A model whose LLM reads fewer tokens of every view, chosen without training; nothing in the model is changed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .clip_questions import ClipQuestions
 from .token_reducers import TokenBudget, TokenReducer, build_reducer
-from .tower_features import TowerFeatures
+from .tower_features import TowerFeatures, there
 
 
 class ReducedModel:
@@ -29,11 +30,11 @@ class ReducedModel:
 
     def __init__(
         self,
-        model,
+        model: Any,
         reducer: TokenReducer | str,
         tokens_per_view: int | None = None,
         clip_questions: ClipQuestions | None = None,
-    ):
+    ) -> None:
         vision = model.config.vision_config
         self.model = model.eval()
         self.reducer = build_reducer(reducer) if isinstance(reducer, str) else reducer
@@ -103,7 +104,8 @@ class ReducedModel:
             given = "no questions" if questions is None else f"{len(questions)} questions"
             raise ValueError(f"{self.reducer.name} needs one question per image: {given} for {len(views)} images.")
         per_view = [question for question, count in zip(questions, views, strict=True) for _ in range(count)]
-        return features.with_question(self.project(features.tokens), self.clip_questions.similarity(features, per_view))
+        reader = there(self.clip_questions)
+        return features.with_question(self.project(features.tokens), reader.similarity(features, per_view))
 
     @torch.no_grad()
     def prepare(
@@ -132,7 +134,8 @@ class ReducedModel:
         image_token = self.model.config.image_token_id
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         is_placeholder = (input_ids == image_token) & mask.bool()
-        features, counts = [], []
+        features: list[torch.Tensor] = []
+        counts: list[int] = []
         if images.get("pixel_values") is not None:
             features, counts = self.image_features(questions, **images), self.own_counts(**images)
         if int(is_placeholder.sum()) != sum(counts):
@@ -154,17 +157,17 @@ class ReducedModel:
             name: pad_sequence(row, batch_first=True, padding_value=padding[name], padding_side=padding_side)
             for name, row in rows.items()
         }
-        ids = padded.pop("input_ids")
-        placeholders = (ids == image_token) & padded["attention_mask"].bool()
+        new_ids = padded.pop("input_ids")
+        placeholders = (new_ids == image_token) & padded["attention_mask"].bool()
         # The placeholder may lie outside the LLM's vocabulary; any other id stands in until it is replaced.
-        embeds = self.model.get_input_embeddings()(ids.masked_fill(placeholders, 0))
+        embeds = self.model.get_input_embeddings()(new_ids.masked_fill(placeholders, 0))
         if features:
             visual = torch.cat(features).to(embeds.device, embeds.dtype)
             embeds = embeds.masked_scatter(placeholders.unsqueeze(-1), visual)
         return {"inputs_embeds": embeds, **padded}
 
     @torch.no_grad()
-    def generate(self, questions: Sequence[str] | None = None, **kwargs) -> torch.Tensor:
+    def generate(self, questions: Sequence[str] | None = None, **kwargs: Any) -> torch.Tensor:
         """As the model's `generate`, but only the new tokens are returned: the prompt goes in as embeddings.
 
         Args:
@@ -174,7 +177,7 @@ class ReducedModel:
         return self.model.generate(**self.prepare(questions=questions, **self._take_inputs(kwargs)), **kwargs)
 
     @torch.no_grad()
-    def __call__(self, questions: Sequence[str] | None = None, **kwargs):
+    def __call__(self, questions: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """One forward pass, right-padded; arguments as for `generate`, and `labels`."""
         prepared = self.prepare(questions=questions, padding_side="right", **self._take_inputs(kwargs))
         return self.model(**prepared, **kwargs)

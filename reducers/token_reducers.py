@@ -7,12 +7,12 @@ are the model's own features.
 
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
 
-from .tower_features import TowerFeatures
+from .tower_features import TowerFeatures, there
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ class VisionZip(TokenReducer):
     def reduce(self, features: TowerFeatures, num_tokens: int) -> torch.Tensor:
         """[class token; dominant patches in raster order; merged tokens in the order of their targets]."""
         dominant, contextual = self.split(num_tokens)
-        order = features.class_attention.argsort(dim=1, descending=True, stable=True)
+        order = there(features.class_attention).argsort(dim=1, descending=True, stable=True)
         kept, rest = order[:, : dominant - 1].sort(1).values, order[:, dominant - 1 :].sort(1).values
-        parts = [features.class_token, take(features.tokens, kept)]
+        parts = [there(features.class_token), take(features.tokens, kept)]
         if contextual:
-            parts.append(self._merged(take(features.tokens, rest), take(features.keys, rest), contextual))
+            parts.append(self._merged(take(features.tokens, rest), take(there(features.keys), rest), contextual))
         return torch.cat(parts, 1)
 
     @staticmethod
@@ -202,14 +202,14 @@ class VisPruner(PatchSelector):
     needs = ("class_attention",)
     important_share: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.important_share <= 1:
             raise ValueError(f"vispruner: important_share={self.important_share} must lie between 0 and 1.")
 
     def select(self, features: TowerFeatures, num_tokens: int) -> torch.Tensor:
         """Important patches, then diverse ones."""
         important = int(num_tokens * self.important_share)
-        order = features.class_attention.argsort(dim=1, descending=True, stable=True)
+        order = there(features.class_attention).argsort(dim=1, descending=True, stable=True)
         kept, rest = order[:, :important], order[:, important:]
         if important == num_tokens:
             return kept
@@ -248,8 +248,8 @@ class CDPruner(PatchSelector):
 
     def select(self, features: TowerFeatures, num_tokens: int) -> torch.Tensor:
         """Greedy choice in float32, one patch per step for all views at once."""
-        directions = F.normalize(features.projected, dim=-1).float()
-        relevance = self.relevance(features.question_similarity.float())
+        directions = F.normalize(there(features.projected), dim=-1).float()
+        relevance = self.relevance(there(features.question_similarity).float())
         kernel = relevance[:, :, None] * (directions @ directions.transpose(1, 2)) * relevance[:, None, :]
         gain = kernel.diagonal(dim1=1, dim2=2).clone()
         factors = torch.zeros(num_tokens, *gain.shape, device=gain.device)  # rows of an incremental Cholesky factor
@@ -275,7 +275,7 @@ REDUCERS: dict[str, type[TokenReducer]] = {
 }
 
 
-def build_reducer(name: str, **options) -> TokenReducer:
+def build_reducer(name: str, **options: Any) -> TokenReducer:
     """A reducer by name. Raises `ValueError` naming the known ones, or the options it takes."""
     if name not in REDUCERS:
         raise ValueError(f"Unknown reducer {name!r}; reducers are {', '.join(REDUCERS)}.")

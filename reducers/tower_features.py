@@ -6,10 +6,12 @@ Shape legend
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 
+Value = TypeVar("Value")
 CLASS_TOKEN_TOWERS = ("clip_vision_model",)
 
 
@@ -43,7 +45,16 @@ class TowerFeatures:
         return replace(self, projected=projected, question_similarity=question_similarity)
 
 
-def class_attention_of_layer(layer, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def there(value: Value | None) -> Value:
+    """What a reducer cannot do without, and what its `needs` and `reads_question` ask for. Raises `ValueError`."""
+    if value is None:
+        raise ValueError(
+            "The reducer needs features that were not read; see `needs` and `reads_question` of its class."
+        )
+    return value
+
+
+def class_attention_of_layer(layer: Any, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One row of a CLIP encoder layer's attention, whatever attention kernel the tower runs.
 
     Fused kernels (sdpa, flash) return no attentions; this row costs one query, so no tower has to be switched to eager.
@@ -65,7 +76,7 @@ def class_attention_of_layer(layer, states: torch.Tensor) -> tuple[torch.Tensor,
     return weights.mean(1)[:, 1:], keys.mean(2)[:, 1:]
 
 
-def read_tower(tower, pixel_values: torch.Tensor, layer: int = -2) -> TowerFeatures:
+def read_tower(tower: Any, pixel_values: torch.Tensor, layer: int = -2) -> TowerFeatures:
     """Run a CLIP tower once.
 
     Args:

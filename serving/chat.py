@@ -65,23 +65,23 @@ class VisualChat:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         **model_kwargs: Any,
-    ):
+    ) -> None:
         check_folder(model_name_or_path)
         is_placed = any(model_kwargs.get(name) is not None for name in ("device_map", "quantization_config"))
         if device is not None and is_placed:
             raise ValueError(f"device={device!r} and device_map or quantization_config both place the model; give one.")
         target = None if is_placed else choose_device(device)
         try:
-            self.model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 model_name_or_path, revision=revision, trust_remote_code=True, dtype=dtype, **model_kwargs
             )
-            self.processor = AutoProcessor.from_pretrained(
+            self.processor: Any = AutoProcessor.from_pretrained(
                 model_name_or_path, revision=revision, trust_remote_code=True
             )
         except Exception as error:
             # Readers of damaged JSON, safetensors and tokenizer files all raise types of their own.
             raise ValueError(f"{model_name_or_path} cannot be loaded: {_first_line(error)}") from error
-        self.name = str(model_name_or_path)
+        self.name, self.model = str(model_name_or_path), model
         if target is not None:
             self.model.to(target)
         self.model.eval()
@@ -192,10 +192,11 @@ class VisualChat:
         self, conversations: list[list[dict]], num_visual_tokens: int | Sequence[int] | None = None
     ) -> BatchFeature:
         """Conversations to model inputs on the model's device."""
-        kwargs = {"padding": True, "padding_side": "left"}
-        if num_visual_tokens is not None:
-            many = isinstance(num_visual_tokens, (list, tuple))
-            kwargs["num_visual_tokens"] = list(num_visual_tokens) if many else num_visual_tokens
+        kwargs: dict[str, Any] = {"padding": True, "padding_side": "left"}
+        if isinstance(num_visual_tokens, (list, tuple)):
+            kwargs["num_visual_tokens"] = list(num_visual_tokens)
+        elif num_visual_tokens is not None:
+            kwargs["num_visual_tokens"] = num_visual_tokens
         return self.processor.apply_chat_template(
             conversations,
             tokenize=True,
@@ -212,7 +213,7 @@ class _Closed(StoppingCriteria):
     def __init__(self) -> None:
         self.event = Event()
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 

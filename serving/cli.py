@@ -1,7 +1,7 @@
 """`fusedvlm describe`."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,7 +66,7 @@ def describe(
 
 
 def _converse(
-    chat, names: list[str], images: list, questions: list[str], m: int | None, max_new_tokens: int
+    chat: Any, names: list[str], images: list, questions: list[str], m: int | None, max_new_tokens: int
 ) -> list[dict]:
     """Ask all questions in one conversation."""
     from .chat import user_message

@@ -138,7 +138,7 @@ class FusedVLMArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: the collator reads images and messages."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._read_groups()
         super().__post_init__()
         self.enable_jit_checkpoint = False  # ours always do so, and wholly; see `interruption`
@@ -287,7 +287,7 @@ class GenerationArguments(FusedVLMArguments):
     num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the data."})
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation reports losses only."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.elastic_by_source = read_json_argument(self.elastic_by_source, "elastic_by_source")
         super().__post_init__()
         if self.distillation_weight < 0 or self.distillation_temperature <= 0:
@@ -304,7 +304,7 @@ class GenerationArguments(FusedVLMArguments):
                 "elastic_per_sample and distillation_weight need several m: set elastic_num_visual_tokens, "
                 "e.g. 1 8 64 256."
             )
-        largest = max(self.elastic_counts() or [math.inf])
+        largest = max(self.elastic_counts() or (), default=math.inf)
         if largest < self.elastic_warmup_minimum:
             raise ValueError(
                 f"elastic_warmup_minimum={self.elastic_warmup_minimum} exceeds every m that is drawn (up to {largest})."
@@ -312,8 +312,9 @@ class GenerationArguments(FusedVLMArguments):
 
     def elastic_shares(self, source: str | None = None) -> dict[int, float] | None:
         """{m: probability} for a source; None when its m is not drawn."""
-        if source is not None and source in (self.elastic_by_source or {}):
-            return count_shares(self.elastic_by_source[source])
+        by_source: Any = self.elastic_by_source or {}
+        if source is not None and source in by_source:
+            return count_shares(by_source[source])
         if self.elastic_range is not None:
             return log_uniform_shares(*self.elastic_range)
         choices = self.elastic_num_visual_tokens
@@ -355,7 +356,8 @@ class GenerationArguments(FusedVLMArguments):
                     f"{name} names {', '.join(unknown)[:80]}, and batch_groups ({', '.join(groups)[:80] or 'not set'}) "
                     "does not: m is drawn by source only where every micro-batch is of one."
                 )
-        for source, spec in (self.elastic_by_source or {}).items():
+        by_source: Any = self.elastic_by_source or {}
+        for source, spec in by_source.items():
             try:
                 count_shares(spec)
             except ValueError as error:

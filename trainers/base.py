@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -27,6 +27,9 @@ from .collators import IGNORED, ConversationCollator, decode_ids
 from .lora import add_lora
 from .parameter_groups import describe_groups, group_parameters, select_trainable
 from .view_cache import cached_views
+
+if TYPE_CHECKING:
+    from fusedvlm.processing import FusedVLMProcessor
 
 logger = logging.get_logger(__name__)
 # The card is written by a layer above.
@@ -72,9 +75,21 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
     stage: str
     model_class: str  # by name: remote code has a class of its own
     arguments_class: type[FusedVLMArguments] = FusedVLMArguments
+    args: FusedVLMArguments
+    model: Any
+    processing_class: Any
+    # {mode: {metric: [sum of weighted values, sum of weights]}}
+    _metrics: dict[str, dict[str, list]]
     _tag_names = ["fusedvlm"]
 
-    def __init__(self, model, args: FusedVLMArguments, processing_class=None, data_collator=None, **kwargs):
+    def __init__(
+        self,
+        model: Any,
+        args: FusedVLMArguments,
+        processing_class: Any = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
         check_parts(type(self), model, args, processing_class)
         for dataset in (kwargs.get("train_dataset"), kwargs.get("eval_dataset")):
             read_streams_on_every_rank(args, dataset)
@@ -103,10 +118,9 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         if args.view_cache:
             self.train_dataset = self._read_through_cache(self.train_dataset)
             self.eval_dataset = self._read_through_cache(self.eval_dataset)
-        # {mode: {metric: [sum of weighted values, sum of weights]}}
-        self._metrics: dict[str, dict[str, list]] = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self.skipped = SkippedRows(args.output_dir, args.max_skipped_rows, args.process_index)
-        self.skipped_in_evaluation = SkippedRows(Path(args.output_dir) / "evaluation", args.max_skipped_rows)
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self.skipped = SkippedRows(str(args.output_dir), args.max_skipped_rows, args.process_index)
+        self.skipped_in_evaluation = SkippedRows(Path(str(args.output_dir)) / "evaluation", args.max_skipped_rows)
         self.add_callback(self.skipped)
         self.throughput = Throughput(model, self.trainable_names, args.peak_tflops)
         self.add_callback(self.throughput)
@@ -118,7 +132,7 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
 
     def prepare_to_resume(self, checkpoint: Path) -> None:
         """Read turns as the run did so far: one begun before `fusion_row_per_turn` goes on with packed rows."""
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         path = checkpoint / "config.json"
         if model.config.connector_class.turn_rows != "optional" or not path.is_file():  # an adapter has no config
             return
@@ -130,7 +144,7 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
             )
             model.config.fusion_row_per_turn = begun
 
-    def create_model_card(self, *args, **kwargs) -> None:
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write this package's card where transformers would write its own; arguments as in `transformers.Trainer`."""
         if self.is_world_process_zero():
             write_trainer_card(self, *args, **kwargs)
@@ -138,9 +152,11 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer`'s, without the pickle of its arguments: nothing reads it, and nobody should have to trust it."""
         super()._save(output_dir, state_dict=state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
-    def default_collator(self, processor, args: FusedVLMArguments, model, **kwargs) -> ConversationCollator:
+    def default_collator(
+        self, processor: "FusedVLMProcessor", args: FusedVLMArguments, model: Any, **kwargs: Any
+    ) -> ConversationCollator:
         """Collator of the stage, with further arguments of `ConversationCollator`."""
         return ConversationCollator(
             processor,
@@ -151,7 +167,7 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
             **kwargs,
         )
 
-    def _read_through_cache(self, dataset):
+    def _read_through_cache(self, dataset: Any) -> Any:
         if dataset is None:
             return None
         if isinstance(dataset, dict):
@@ -159,9 +175,9 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         images = self.processing_class.image_processor
         rank, ranks = self.args.process_index, self.args.world_size
-        return cached_views(dataset, self.args.view_cache, model, images, self.trainable_names, rank, ranks)
+        return cached_views(dataset, str(self.args.view_cache), model, images, self.trainable_names, rank, ranks)
 
-    def create_optimizer(self, *args, **kwargs):
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Optimizer over the parameters that learn, with the vision tower's own rate where one is set."""
         if self.optimizer is None:
             groups = group_parameters(
@@ -189,11 +205,11 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         if args.batch_groups is None:
             return super().get_train_dataloader()
         seed = args.seed if args.data_seed is None else args.data_seed
-        batches = GroupedBatches(
-            self.train_dataset, args.batch_groups, args.per_device_train_batch_size, args.world_size, seed
-        )
+        groups: Any = args.batch_groups
+        rows: Any = self.train_dataset
+        batches = GroupedBatches(rows, groups, args.per_device_train_batch_size, args.world_size, seed)
         loader = torch.utils.data.DataLoader(
-            self.train_dataset,
+            rows,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -210,7 +226,9 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         self.step_loss = self.step_loss + loss
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The stage's loss; a value that is not finite stops the run before it reaches the weights."""
         inputs = dict(inputs)
         ids = inputs.pop("sample_ids", None)
@@ -227,7 +245,7 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         kept = 0 if is_placeholder or "input_ids" not in inputs else len(inputs["input_ids"])
         (self.skipped if self.model.training else self.skipped_in_evaluation).count(kept, entries)
 
-    def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
+    def stage_loss(self, model: Any, inputs: dict, return_outputs: bool, num_items_in_batch: Any) -> Any:
         """As `Trainer.compute_loss`."""
         raise NotImplementedError
 
@@ -239,7 +257,7 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
             total = store[name] or [0.0, 0.0]
             store[name] = [total[0] + value * weight, total[1] + weight]  # tensors stay on their device until logged
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means of the recorded metrics, over all ranks."""
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
         prefix = "eval_" if mode == "eval" else ""
@@ -252,8 +270,8 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         if mode == "train":
             counts = [len(self.skipped.of_all)]
         else:
-            own = [len(self.skipped_in_evaluation.rows)]
-            counts = gather_object(own) if self.args.world_size > 1 else own
+            counts = [len(self.skipped_in_evaluation.rows)]
+            counts = gather_object(counts) if self.args.world_size > 1 else counts
         if sum(counts):
             logs[f"{prefix}skipped_rows"] = sum(counts)
         if "loss" in logs:
@@ -267,7 +285,7 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
         if self.processing_class is not None and "input_ids" in inputs:
             rows = [row[kept.bool()] for row, kept in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
             record["prompts"] = self.processing_class.tokenizer.batch_decode(rows)
-        path = Path(self.args.output_dir) / f"nonfinite_step{step}_rank{rank}.json"
+        path = Path(str(self.args.output_dir)) / f"nonfinite_step{step}_rank{rank}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         named = f" (samples {', '.join(record['ids'])})" if record["ids"] and any(record["ids"]) else ""
@@ -290,8 +308,9 @@ def read_streams_on_every_rank(args: FusedVLMArguments, dataset: Any) -> None:
     parts = dataset.values() if isinstance(dataset, dict) else [dataset]
     if not any(isinstance(part, torch.utils.data.IterableDataset) for part in parts):
         return
-    if args.accelerator_config.dispatch_batches:
+    settings: Any = args.accelerator_config  # a dict or a file's name until `TrainingArguments` has read it
+    if settings.dispatch_batches:
         raise ValueError(
             "accelerator_config: dispatch_batches cuts batches by rows, and packed images have none; leave it out."
         )
-    args.accelerator_config.dispatch_batches = False
+    settings.dispatch_batches = False

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 from transformers.utils import logging
 
@@ -135,7 +135,13 @@ def publish(staging: Path, target: Path) -> None:
         staging.parent.rmdir()
 
 
-class AtomicCheckpoints:
+if TYPE_CHECKING:  # a mixin in front of transformers' Trainer
+    Base = Trainer
+else:
+    Base = object
+
+
+class AtomicCheckpoints(Base):
     """Mixin in front of `transformers.Trainer`: its checkpoints appear under their name when they are whole.
 
     What was summed up for the next log line is saved too, so that a resumed run logs the same means. SIGTERM and SIGINT
@@ -149,9 +155,13 @@ class AtomicCheckpoints:
     _first_step = 0  # where the last training began
     _saved_step: int | None = None
     _is_within_step = False  # stopped between two micro-batches: what is saved is the step before
+    skipped: Any
+    _metrics: dict[str, dict[str, list]]
     _boundary: dict | None = None  # generators and sums at the end of the last whole step
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(  # type: ignore[override]  # what is left of the arguments goes by name
+        self, resume_from_checkpoint: Any = None, **kwargs: Any
+    ) -> Any:
         """As `Trainer.train`; True resumes from the newest whole checkpoint, and a damaged one is refused.
 
         Raises:
@@ -159,7 +169,7 @@ class AtomicCheckpoints:
             TrainingInterrupted: after SIGTERM or SIGINT; what was learned is in a checkpoint by then.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = find_last_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no whole checkpoint in {self.args.output_dir} to resume from.")
         elif resume_from_checkpoint:
@@ -185,7 +195,7 @@ class AtomicCheckpoints:
     def prepare_to_resume(self, checkpoint: Path) -> None:
         """What has to be as it was when the checkpoint was written and is not restored with its weights."""
 
-    def _train_until_stopped(self, stop: StopSignals, path: str | None, kwargs: dict):
+    def _train_until_stopped(self, stop: StopSignals, path: str | None, kwargs: dict) -> Any:
         callback = StopAtBoundary(self, stop)
         # First of all callbacks, so that those that look before a save know of it.
         self.callback_handler.callbacks.insert(0, callback)
@@ -213,11 +223,11 @@ class AtomicCheckpoints:
             saved = f"checkpoint-{last} in {self.args.output_dir} is whole"
         return f"{where}: {saved}. It is not finished and nothing was published; the same command goes on."
 
-    def _get_dataloader(self, *args, **kwargs):
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer`'s; its workers outlive a signal that goes to the whole process group."""
         return outliving_signals(super()._get_dataloader(*args, **kwargs))
 
-    def _run_epoch(self, *args, **kwargs) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As `Trainer`'s, which takes one step too many when the checkpoint is already that of the last step."""
         is_over = self.until_loss is not None and self.until_loss.is_reached
         if is_over or self.state.global_step >= self.state.max_steps > 0:
@@ -225,7 +235,7 @@ class AtomicCheckpoints:
             return
         super()._run_epoch(*args, **kwargs)
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.stopped_by:
             self.control.should_evaluate = False  # whoever sent the signal will not wait for it
             self.control.should_log = self.control.should_log and not self._is_within_step
@@ -236,7 +246,7 @@ class AtomicCheckpoints:
             self._boundary = {"random": random_states(), "sums": self._logging_sums()}
 
     def _save_rng_state(self, output_dir: str) -> None:
-        if not self._is_within_step:
+        if not self._is_within_step or self._boundary is None:
             super()._save_rng_state(output_dir)
             return
         with with_random_states(self._boundary["random"]):
@@ -256,10 +266,10 @@ class AtomicCheckpoints:
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's own saving, under a temporary name, then checked, marked and renamed."""
         run_dir = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
@@ -270,7 +280,7 @@ class AtomicCheckpoints:
             shutil.rmtree(run_dir / STAGING / name, ignore_errors=True)  # half a checkpoint only takes up space
             raise
 
-    def _save_whole(self, model, trial, run_dir: Path, name: str) -> None:
+    def _save_whole(self, model: Any, trial: Any, run_dir: Path, name: str) -> None:
         staging = run_dir / STAGING
         if self.args.should_save:
             shutil.rmtree(staging / name, ignore_errors=True)  # what a killed run left
@@ -314,7 +324,7 @@ class AtomicCheckpoints:
     def _save_logging_state(self, folder: Path) -> None:
         if self.args.save_only_model:
             return
-        state = self._boundary["sums"] if self._is_within_step else self._logging_sums()
+        state = self._boundary["sums"] if self._is_within_step and self._boundary else self._logging_sums()
         torch.save(state, folder / LOGGING_STATE.format(rank=self.args.process_index))
 
     def _logging_sums(self) -> dict:
@@ -358,16 +368,18 @@ def outliving_signals(loader: Any) -> Any:
 class _RestoreLogging(TrainerCallback):
     """Trainer resets its sums when training begins; this is the first moment after that."""
 
-    def __init__(self, trainer: AtomicCheckpoints):
+    def __init__(self, trainer: AtomicCheckpoints) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Put the sums back."""
         self.trainer.restore_logging_state()
 
 
 @contextmanager
-def _own_class(model) -> Iterator[None]:
+def _own_class(model: Any) -> Iterator[None]:
     """A sharded module under its own class: sharding gives it one from torch, whose code would be saved as remote code
     and whose name would be written into the config."""
     sharded = type(model)

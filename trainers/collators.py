@@ -1,12 +1,15 @@
 """Conversations to training batches: right-padded, answers labeled, answers tokenized for stage 1."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fusedvlm.data.prepare.row_check import Overlong, RowChecker, RowLimits, UntrainableRow, refuse_untaught, unlimited
 from fusedvlm.data.records import answers_per_segment, normalize_sample
+
+if TYPE_CHECKING:
+    from fusedvlm.processing import FusedVLMProcessor
 
 IGNORED = -100
 # Stands in for a batch of which no row can be trained on; nothing of it is learned.
@@ -37,7 +40,7 @@ class ConversationCollator:
 
     def __init__(
         self,
-        processor,
+        processor: "FusedVLMProcessor",
         num_visual_tokens: int | None = None,
         num_followup_visual_tokens: int | None = None,
         with_answers: bool = False,
@@ -46,7 +49,7 @@ class ConversationCollator:
         max_length: int | None = None,
         overlong: Overlong = "drop",
         skip_untrainable: bool = False,
-    ):
+    ) -> None:
         self.processor = processor
         self.checker = RowChecker(
             processor, RowLimits(max_length, overlong), num_visual_tokens, num_followup_visual_tokens
@@ -132,7 +135,7 @@ class ConversationCollator:
 
     def _encode(self, checked: list[dict], is_cached: bool) -> dict[str, torch.Tensor]:
         texts = [self.processor.apply_chat_template(sample["messages"], tokenize=False) for sample in checked]
-        kwargs = {
+        kwargs: dict[str, Any] = {
             "text": texts,
             "num_visual_tokens": self.num_visual_tokens,
             "num_followup_visual_tokens": self.num_followup_visual_tokens,

@@ -1,6 +1,7 @@
 """Stage 1: the eos state of a question about an image against its answer, and query states that stay apart."""
 
 import os
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,6 +11,9 @@ from .arguments import ContrastiveArguments
 from .base import FusedVLMTrainer
 from .collators import ConversationCollator
 from .distributed import gather_rows
+
+if TYPE_CHECKING:
+    from fusedvlm.processing import FusedVLMProcessor
 
 
 class ContrastiveTrainer(FusedVLMTrainer):
@@ -24,27 +28,31 @@ class ContrastiveTrainer(FusedVLMTrainer):
     stage = "contrastive"
     model_class = "FusedVLMForContrastiveLearning"
     arguments_class = ContrastiveArguments
+    args: ContrastiveArguments
 
-    def __init__(self, model, *args, **kwargs):
+    def __init__(self, model: Any, args: ContrastiveArguments, *others: Any, **kwargs: Any) -> None:
         if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")):
             # Neither can hold a scalar; saving makes it one again.
             model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, args, *others, **kwargs)
         # The loss is a mean over pairs of a batch, not a sum over tokens: Trainer must average micro-batches itself.
         self.model_accepts_loss_kwargs = False
 
-    def default_collator(self, processor, args, model) -> ConversationCollator:
+    def default_collator(
+        self, processor: "FusedVLMProcessor", args: Any, model: Any, **kwargs: Any
+    ) -> ConversationCollator:
         """Collator that also tokenizes the answers."""
         length = model.config.answer_config.max_position_embeddings
-        return super().default_collator(processor, args, model, with_answers=True, max_answer_length=length)
+        return super().default_collator(processor, args, model, with_answers=True, max_answer_length=length, **kwargs)
 
-    def stage_loss(self, model, inputs: dict, return_outputs: bool, num_items_in_batch):
+    def stage_loss(self, model: Any, inputs: dict, return_outputs: bool, num_items_in_batch: Any) -> Any:
         """Contrastive part + `identity_loss_weight` x identity part (docs/reference.md, "Stage 1")."""
         texts = ("input_ids", "attention_mask", "labels")
         outputs = model(**{name: value for name, value in inputs.items() if name not in texts})
         # In evaluation ranks may see different numbers of batches, so each looks at its own.
-        gather = gather_rows if self.model.training else lambda rows: rows
-        images, answers = gather(outputs.image_embeds), gather(outputs.answer_embeds)
+        images, answers = outputs.image_embeds, outputs.answer_embeds
+        if self.model.training:
+            images, answers = gather_rows(images), gather_rows(answers)
         contrastive = contrastive_loss(images, answers, outputs.logit_scale)
         identity = identity_loss(outputs.query_states, across_processes=self.model.training)
         loss = contrastive + self.args.identity_loss_weight * identity

@@ -37,12 +37,10 @@ class GenerationTrainer(FusedVLMTrainer):
     stage = "generation"
     model_class = "FusedVLMForConditionalGeneration"
     arguments_class = GenerationArguments
+    args: GenerationArguments
+    _micro_batch = (-1, 0)  # (step, how many of its micro-batches this rank has begun)
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._micro_batch = (-1, 0)  # (step, how many of its micro-batches this rank has begun)
-
-    def default_collator(self, processor: Any, args: GenerationArguments, model: Any) -> ConversationCollator:
+    def default_collator(self, processor: Any, args: Any, model: Any, **kwargs: Any) -> ConversationCollator:
         """Collator at the largest m that can be drawn."""
         choices = args.elastic_counts()
         name = "elastic_num_visual_tokens" if args.elastic_range is None else "elastic_range"
@@ -51,11 +49,12 @@ class GenerationTrainer(FusedVLMTrainer):
         counts: dict[str, int] = {} if choices is None else {"num_visual_tokens": max(choices)}
         if args.elastic_followup is not None:
             counts["num_followup_visual_tokens"] = max(args.elastic_followup)
-        return super().default_collator(processor, args, model, **counts)
+        return super().default_collator(processor, args, model, **counts, **kwargs)
 
     def draw(self, num_samples: int) -> int | torch.Tensor | None:
         """The m of the current micro-batch, or (num_samples,) of its samples; None when it is fixed."""
-        args, step = self.args, self.state.global_step
+        args: Any = self.args
+        step = self.state.global_step
         self._micro_batch = (step, self._micro_batch[1] + 1 if self._micro_batch[0] == step else 0)
         source = self.source_of_batch()
         shares = args.elastic_shares(source)
@@ -88,7 +87,8 @@ class GenerationTrainer(FusedVLMTrainer):
         """The source of the current micro-batch, where each is of one."""
         if self.args.batch_groups is None:
             return None
-        sources = source_of_micro_batch(self.args.batch_groups, self.args.per_device_train_batch_size)
+        groups: Any = self.args.batch_groups  # a mapping, once `TrainingArguments` has read it
+        sources = source_of_micro_batch(groups, self.args.per_device_train_batch_size)
         return sources[max(self._micro_batch[1], 0) % len(sources)]
 
     def stage_loss(
@@ -99,7 +99,7 @@ class GenerationTrainer(FusedVLMTrainer):
         inputs["use_cache"] = False
         if not self.model.training:
             return self._evaluation_loss(model, inputs, return_outputs)
-        if num_items_in_batch is not None:
+        if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step may have no labeled token at all
         inputs["answer_logits_only"] = self.label_smoother is None
         drawn = self.draw(len(inputs["input_ids"]))
@@ -109,7 +109,9 @@ class GenerationTrainer(FusedVLMTrainer):
         if self.label_smoother is None:
             self._record_parts(outputs["logits"].detach(), shrunk["labels"], drawn)
         # Decided by the draw alone: sharded ranks must agree on whether there is another forward pass.
-        is_smaller = isinstance(drawn, torch.Tensor) or (drawn is not None and drawn < max(self.args.elastic_counts()))
+        is_smaller = isinstance(drawn, torch.Tensor) or (
+            drawn is not None and drawn < max(self.args.elastic_counts() or ())
+        )
         if self.args.distillation_weight and is_smaller and self.label_smoother is None:
             loss = loss + self._distillation(model, inputs, outputs["logits"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -132,9 +134,10 @@ class GenerationTrainer(FusedVLMTrainer):
     def _loss(self, model: Any, inputs: dict, num_items: torch.Tensor | int | None) -> tuple[torch.Tensor, Any]:
         """Loss of a micro-batch on the scale of `Trainer.compute_loss`, and the model's outputs."""
         if self.args.loss_per == "token":
-            return super(FusedVLMTrainer, self).compute_loss(
+            result: Any = super(FusedVLMTrainer, self).compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items
             )
+            return result
         outputs = model(**{**inputs, "answer_logits_only": True})
         losses, _ = answer_losses(outputs["logits"], inputs["labels"])
         if num_items is None:
@@ -173,7 +176,7 @@ class GenerationTrainer(FusedVLMTrainer):
             return
         per_sample = drawn if isinstance(drawn, torch.Tensor) else torch.tensor([drawn]).expand(len(labels))
         m_of_token = per_sample.to(labels.device)[:, None].expand_as(is_labeled)[is_labeled]
-        is_range = len(self.args.elastic_counts()) > MANY_COUNTS
+        is_range = len(self.args.elastic_counts() or ()) > MANY_COUNTS
         for m in per_sample.unique().tolist():
             chosen = m_of_token == m
             if chosen.any():

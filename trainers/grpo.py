@@ -25,7 +25,7 @@ class FusedVLMGRPOTrainer(GRPOTrainer):
         ValueError: for generation with vLLM, which does not know the model, and for tools.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         config = kwargs.get("args")
         if getattr(config, "use_vllm", False) or getattr(config, "use_transformers_continuous_batching", False):
             raise ValueError("GRPO generates with transformers here: leave use_vllm and continuous batching off.")
@@ -49,7 +49,7 @@ class FusedVLMGRPOTrainer(GRPOTrainer):
             output["packed_rows"] = rows
         return output
 
-    def _compute_loss(self, model, inputs: dict[str, Any]) -> torch.Tensor:
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._packed_rows = inputs.get("packed_rows")
         return super()._compute_loss(model, inputs)
 
@@ -59,13 +59,15 @@ class FusedVLMGRPOTrainer(GRPOTrainer):
         if not images:
             return {}
         prompt = prepare_multimodal_messages(example["prompt"], images=images)
-        text = apply_chat_template({"prompt": prompt}, self.processing_class, **self.chat_template_kwargs)["prompt"]
-        batch = self.processing_class(images=[images], text=[text], return_tensors="pt")
+        processor: Any = self.processing_class
+        options: Any = self.chat_template_kwargs
+        text = apply_chat_template({"prompt": prompt}, processor, **options)["prompt"]
+        batch = processor(images=[images], text=[text], return_tensors="pt")
         return {name: batch[name].to(self.accelerator.device) for name in PACKED if name in batch}
 
     def _get_per_token_logps_and_entropies(
         self,
-        model,
+        model: Any,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         logits_to_keep: int,
@@ -104,7 +106,7 @@ def counting_views(processor: Any) -> Iterator[None]:
     own = processor.image_processor
 
     class CountingViews:
-        def __call__(self, images, crop_to_patches: bool = False, **kwargs):
+        def __call__(self, images: Any, crop_to_patches: bool = False, **kwargs: Any) -> Any:
             flat = [image for row in images for image in (row or [])] if isinstance(images[0], list | None) else images
             batch = own(flat, **kwargs)
             if crop_to_patches:

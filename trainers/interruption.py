@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
 SECOND_THOUGHTS = 2.0  # seconds: a launcher passes a Ctrl-C on that the terminal has sent already
@@ -30,7 +30,7 @@ GRACE = 60.0  # seconds that data-loader workers outlive a signal, for the step 
 class TrainingInterrupted(KeyboardInterrupt):
     """A signal ended the run before its last step. `exit_code` is the shell's: 143 for SIGTERM, 130 for SIGINT."""
 
-    def __init__(self, signum: int, message: str):
+    def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
 
@@ -46,12 +46,12 @@ class StopSignals:
         what: what the signal ends, for the message.
     """
 
-    def __init__(self, what: str = "training"):
+    def __init__(self, what: str = "training") -> None:
         self.what = what
         self.received = 0
         self._at = 0.0
         self._deferring = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -60,7 +60,7 @@ class StopSignals:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
@@ -99,36 +99,40 @@ class StopAtBoundary(TrainerCallback):
         stop: where signals are remembered.
     """
 
-    def __init__(self, trainer: Any, stop: StopSignals):
+    def __init__(self, trainer: Any, stop: StopSignals) -> None:
         self.trainer, self.stop = trainer, stop
         # Engines that shard hold on to a half summed gradient; their steps are finished first.
         self.stops_within_steps = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Note where training begins: what is not newer than that is saved already."""
         self.trainer._first_step = state.global_step
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop after this step, and save it."""
         if self._is_asked(args):
             control.should_save = control.should_training_stop = True
 
-    def on_substep_end(self, args, state, control, **kwargs):
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Stop between two micro-batches; the step before is what is saved."""
         if self.stops_within_steps and self._is_asked(args):
             self.trainer._is_within_step = control.should_training_stop = True
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop when the signal came while a checkpoint was written."""
         if self._is_asked(args):
             control.should_training_stop = True
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop when the signal came during evaluation."""
         if self._is_asked(args):
             control.should_save = control.should_training_stop = True
 
-    def _is_asked(self, args) -> bool:
+    def _is_asked(self, args: TrainingArguments) -> bool:
         if not self.trainer.stopped_by:
             self.trainer.stopped_by = agreed(self.stop.received, args.device)
         return bool(self.trainer.stopped_by)
@@ -174,9 +178,10 @@ def worker_context() -> BaseContext | None:
     """
     if multiprocessing.get_start_method() != "fork":
         return None
-    context = copy.copy(multiprocessing.get_context("fork"))
+    context: Any = copy.copy(multiprocessing.get_context("fork"))
+    process: Any = context.Process
 
-    class Held(context.Process):
+    class Held(process):
         def start(self) -> None:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
             try:

@@ -5,6 +5,7 @@ An adapter is a few megabytes on top of a saved variant: it saves and loads on i
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -26,7 +27,7 @@ def lora_config(
     alpha: int = 32,
     dropout: float = 0.05,
     train_also: Iterable[str] = (),
-    **kwargs,
+    **kwargs: Any,
 ) -> LoraConfig:
     """Settings that put an adapter on every linear layer of the named parts.
 
@@ -59,7 +60,7 @@ def lora_config(
     )
 
 
-def add_lora(model: nn.Module, presets: str | Iterable[str], **kwargs) -> PeftModel:
+def add_lora(model: nn.Module, presets: str | Iterable[str], **kwargs: Any) -> PeftModel:
     """The model with fresh adapters (see `lora_config`); everything but them, and `train_also`, is fixed.
 
     Save it with `save_pretrained` and load it with `AutoModelForImageTextToText`, which finds the variant by itself, or
@@ -87,7 +88,7 @@ def anchor(model: nn.Module) -> None:
         model.name_or_path = os.path.abspath(name)
 
 
-def _pattern(model: nn.Module, preset: str) -> str:
+def _pattern(model: Any, preset: str) -> str:
     """Regular expression for the full names of a part's linear layers."""
     prefix = LORA_PRESETS[preset] or model.config.connector_class.lora_prefix
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

@@ -11,7 +11,9 @@ import importlib.metadata
 import inspect
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
 
 
-def tower_key(model, image_processor) -> str:
+def tower_key(model: Any, image_processor: Any) -> str:
     """Digest of everything that turns an image's bytes into its view tokens.
 
     Args:
@@ -54,7 +56,7 @@ def tower_key(model, image_processor) -> str:
     return digest.hexdigest()[:32]
 
 
-def image_digest(image) -> str:
+def image_digest(image: Any) -> str:
     """Digest of an image's content: a file's bytes, else the pixels.
 
     Args:
@@ -84,23 +86,23 @@ class ViewCache:
         image_processor: the processor's image processor.
     """
 
-    def __init__(self, folder: str | Path, model, image_processor):
+    def __init__(self, folder: str | Path, model: Any, image_processor: Any) -> None:
         self.model, self.image_processor = model, image_processor
         self.folder = Path(folder) / tower_key(model, image_processor)
 
-    def path(self, image) -> Path:
+    def path(self, image: Any) -> Path:
         """File of an image's view tokens, whether it is there or not."""
         digest = image_digest(image)
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
-    def has(self, image) -> bool:
+    def has(self, image: Any) -> bool:
         """Whether an image's view tokens are there."""
         try:
             return self.path(image).is_file()
         except ValueError:
             return False
 
-    def load(self, image) -> torch.Tensor:
+    def load(self, image: Any) -> torch.Tensor:
         """(views, tokens per view, width) of an image.
 
         Raises:
@@ -116,7 +118,7 @@ class ViewCache:
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it and start again.") from error
 
-    def fill(self, samples, batch_size: int = 8, rank: int = 0, ranks: int = 1) -> int:
+    def fill(self, samples: Any, batch_size: int = 8, rank: int = 0, ranks: int = 1) -> int:
         """Compute what is missing of the samples' images; a killed run goes on where it stopped.
 
         Args:
@@ -167,7 +169,7 @@ class CachedViews(torch.utils.data.Dataset):
         rank, ranks: as for `ViewCache.fill`.
     """
 
-    def __init__(self, samples, cache: ViewCache, rank: int = 0, ranks: int = 1):
+    def __init__(self, samples: Any, cache: ViewCache, rank: int = 0, ranks: int = 1) -> None:
         self.samples, self.cache, self.rank, self.ranks = samples, cache, rank, ranks
 
     def start_epoch(self, epoch: int) -> None:
@@ -207,7 +209,15 @@ class CachedViews(torch.utils.data.Dataset):
         return {**self.__dict__, "cache": cache}
 
 
-def cached_views(samples, folder: str | Path, model, image_processor, trainable_names, rank=0, ranks=1) -> CachedViews:
+def cached_views(
+    samples: Any,
+    folder: str | Path,
+    model: Any,
+    image_processor: Any,
+    trainable_names: Iterable[str],
+    rank: int = 0,
+    ranks: int = 1,
+) -> CachedViews:
     """Fill the cache on all ranks and read the samples through it.
 
     Args:
@@ -234,7 +244,7 @@ def cached_views(samples, folder: str | Path, model, image_processor, trainable_
     return cached
 
 
-def why_unreadable(image) -> str | None:
+def why_unreadable(image: Any) -> str | None:
     """What keeps an image from being opened, or None."""
     try:
         load_image(plain_image(image))
@@ -243,5 +253,5 @@ def why_unreadable(image) -> str | None:
     return None
 
 
-def _shown(image) -> str:
+def _shown(image: Any) -> str:
     return str(image)[:200] if isinstance(image, (str, Path)) else f"a {type(image).__name__}"

@@ -120,7 +120,7 @@ class PageLimits:
     run_length: int = 8
     min_similarity: float = 0.7
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 < self.min_ratio <= self.max_ratio and 0 <= self.max_repetition <= 1 and self.run_length >= 1):
             raise ValueError(
                 f"{self} cannot hold: 0 < min_ratio <= max_ratio, 0 <= max_repetition <= 1, run_length >= 1."

@@ -157,13 +157,14 @@ def questions(
     route, part = choose_route(base_url, model, local, batch_out, batch_in), Shard.parse(shard)
     samples, output = EverySample(data_section(spec, kind, images), part), part.name(output)
     author = f"{local or model} {temperature} {seed} {max_tokens}"
+    asked: Any = tuple(kinds or KINDS)
     options = QuestionOptions(
-        tuple(kinds or KINDS), per_description, min_words, author, concurrency if local is None else 1, retry_declined
+        asked, per_description, min_words, author, concurrency if local is None else 1, retry_declined
     )
     if local is None:
         rate = RateLimit(requests_per_minute, tokens_per_minute)
         address = base_url or "http://offline/v1"
-        ask = Endpoint(address, model, api_key_env, max_tokens, temperature, seed, rate=rate)
+        ask: Any = Endpoint(address, str(model), api_key_env, max_tokens, temperature, seed, rate=rate)
     else:
         ask = LocalModel(local, max_tokens, temperature, seed)
     if route in ("write", "read"):
@@ -233,10 +234,11 @@ def documents(
     route, part = choose_route(base_url, model, local, batch_out, batch_in), Shard.parse(shard)
     limits = PageLimits(min_words, min_ratio, max_ratio, max_repetition, min_similarity=min_similarity)
     is_compared = embedding_model not in (None, "none") and route != "write"
-    embed = SentenceEmbedder(embedding_model, device=device) if is_compared else None
+    embed = SentenceEmbedder(str(embedding_model), device=device) if is_compared else None
     if local is None:
         rate = RateLimit(requests_per_minute, tokens_per_minute)
-        read = EndpointReader(Endpoint(base_url or "http://offline/v1", model, api_key_env, max_tokens, rate=rate))
+        address = base_url or "http://offline/v1"
+        read: Any = EndpointReader(Endpoint(address, str(model), api_key_env, max_tokens, rate=rate))
     else:
         read, concurrency = NougatReader(local, max_tokens, device), 1
     author = f"{local or model} {max_tokens} {embedding_model}"

@@ -39,10 +39,11 @@ class NougatReader:
         device: "cpu", "cuda"; by default CUDA where there is one.
     """
 
-    def __init__(self, model: str, max_tokens: int = 3584, device: str | None = None):
+    def __init__(self, model: str, max_tokens: int = 3584, device: str | None = None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(model)
-        self.model = VisionEncoderDecoderModel.from_pretrained(model).to(self.device).eval()
+        tower: Any = VisionEncoderDecoderModel.from_pretrained(model)
+        self.model = tower.to(self.device).eval()
         self.max_tokens = max_tokens
 
     def __call__(self, image: Any) -> str:
@@ -65,7 +66,7 @@ class NougatReader:
 class EndpointReader:
     """A page reader behind an OpenAI-compatible endpoint that takes images."""
 
-    def __init__(self, ask: Ask):
+    def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.prompt = (FOLDER / "transcribe_page.jinja").read_text(encoding="utf-8").strip()
 
@@ -99,7 +100,7 @@ class SentenceEmbedder:
         device: "cpu", "cuda"; by default CUDA where there is one.
     """
 
-    def __init__(self, model: str, max_length: int = 384, device: str | None = None):
+    def __init__(self, model: str, max_length: int = 384, device: str | None = None) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.model = AutoModel.from_pretrained(model).to(self.device).eval()

@@ -23,7 +23,7 @@ class Journal:
         ValueError: when another process writes to it, or a line in the middle is not JSON.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(f"{self.path}.lock")  # let go by the system when the process is killed
@@ -66,7 +66,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._file.close()
         self._index.close()
         self._lock.release()

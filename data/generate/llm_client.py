@@ -29,7 +29,7 @@ class Unanswered(OSError):
 class Declined(Exception):
     """An answer that is none, for this one request: the server refused it, or the reply was cut at its token limit."""
 
-    def __init__(self, kind: Literal["refused", "cut"], detail: str):
+    def __init__(self, kind: Literal["refused", "cut"], detail: str) -> None:
         super().__init__(detail)
         self.kind = kind
 
@@ -54,7 +54,7 @@ class RateLimit:
         tokens_per_minute: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] | None = None,
-    ):
+    ) -> None:
         for name, value in {"requests": requests_per_minute, "tokens": tokens_per_minute}.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{value} {name} per minute: the limit must be positive.")
@@ -133,7 +133,7 @@ class Endpoint:
     pause: float = 1.0
     rate: RateLimit = field(default_factory=RateLimit, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(
                 f"base_url {self.base_url!r} must start with http:// or https://, e.g. http://localhost:8000/v1."
@@ -284,16 +284,25 @@ class LocalModel:
         Declined: on call, for a reply that was cut at `max_tokens`.
     """
 
-    def __init__(self, model: str, max_tokens: int = 1024, temperature: float = 0.0, seed: int = 0, device=None):
+    def __init__(
+        self,
+        model: str,
+        max_tokens: int = 1024,
+        temperature: float = 0.0,
+        seed: int = 0,
+        device: Any = None,
+    ) -> None:
         from transformers import pipeline
 
         self.model = model
         self.seed = seed
         self.max_tokens = max_tokens
-        self.pipeline = pipeline("text-generation", model=model, device=device, dtype="auto")
+        generator: Any = pipeline("text-generation", model=model, device=device, dtype="auto")
+        self.pipeline = generator
         if not self.pipeline.tokenizer.chat_template:
             raise ValueError(f"{model} has no chat template; use an instruction-tuned model.")
-        self.options = {"max_new_tokens": max_tokens, "do_sample": temperature > 0, "return_tensors": True}
+        self.options: dict[str, Any] = {"max_new_tokens": max_tokens, "do_sample": temperature > 0}
+        self.options["return_tensors"] = True
         if temperature > 0:
             self.options["temperature"] = temperature
 

@@ -93,7 +93,7 @@ def _is_new(task: Task, journal: Journal, pending: set[str], held: dict[str, Any
 class _Outcome:
     """What became of the calls so far."""
 
-    def __init__(self, journal: Journal):
+    def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.has_answer = journal.count("answer") > 0
         self.held: dict[str, dict[str, Any]] = {}  # refusals before the first answer

@@ -11,6 +11,8 @@ from operator import length_hint
 from pathlib import Path
 from typing import IO, Any
 
+import jinja2
+
 from fusedvlm.console import progress, say
 from fusedvlm.data.records import text_of
 from fusedvlm.data.sample_files import as_json, open_output
@@ -47,7 +49,7 @@ class QuestionOptions:
     concurrency: int = 8
     retry_declined: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.kinds or set(self.kinds) - set(KINDS):
             raise ValueError(f"kinds {list(self.kinds)} must be some of {', '.join(KINDS)}.")
         if self.per_description < 1 or self.concurrency < 1:
@@ -149,7 +151,7 @@ def collect(
 class DeclinedFile:
     """Lists what got no usable reply, in a file that is there only when there is any."""
 
-    def __init__(self, file: IO[str]):
+    def __init__(self, file: IO[str]) -> None:
         self.file, self.count = file, 0
 
     def add(self, sample: Sample, entry: dict[str, Any], **more: str) -> None:
@@ -170,7 +172,7 @@ def declined_file(output: str | Path) -> Iterator[DeclinedFile]:
         path.unlink()
 
 
-def plain(report: dict[str, Any]) -> dict[str, Any]:
+def plain(report: Any) -> Any:
     """Counters as dictionaries, in a fixed order."""
     if isinstance(report, dict):
         items = sorted(report.items()) if isinstance(report, Counter) else report.items()
@@ -195,7 +197,7 @@ def description_of(sample: Sample) -> str:
 
 
 @cache
-def template(kind: Kind):
+def template(kind: Kind) -> jinja2.Template:
     """The prompt that asks for questions of a kind."""
     return load_template(FOLDER / f"questions_{kind}.jinja")
 

@@ -55,7 +55,7 @@ class GroupedBatches(Sampler[list[int]]):
 
     drop_last = True  # every rank has the same number of batches already
 
-    def __init__(self, dataset: Any, groups: Mapping[str, int], largest: int, ranks: int = 1, seed: int = 0):
+    def __init__(self, dataset: Any, groups: Mapping[str, int], largest: int, ranks: int = 1, seed: int = 0) -> None:
         self.dataset, self.groups, self.largest = dataset, dict(groups), largest
         self.ranks, self.seed, self.epoch = ranks, seed, 0
         names, counts = np.unique(source_names(dataset), return_counts=True)

@@ -45,7 +45,7 @@ class Mixture(Dataset):
         stop: Stop = "all_exhausted",
         temperature: float = 1.0,
         names: Sequence[str] | None = None,
-    ):
+    ) -> None:
         self.sources = list(sources)
         self.names = list(names) if names is not None else [f"source {number}" for number in range(len(self.sources))]
         self.sizes = [len(source) for source in self.sources]

@@ -51,7 +51,7 @@ class StreamingMixture(IterableDataset):
         temperature: float = 1.0,
         names: Sequence[str] | None = None,
         shuffle_block: int = SHUFFLE_BLOCK,
-    ):
+    ) -> None:
         super().__init__()
         self.sources = list(sources)
         self.names = list(names) if names is not None else [f"source {number}" for number in range(len(self.sources))]
@@ -103,7 +103,7 @@ class StreamingMixture(IterableDataset):
 class _Run:
     """One iteration over a mixture."""
 
-    def __init__(self, mixture: StreamingMixture):
+    def __init__(self, mixture: StreamingMixture) -> None:
         self.mixture = mixture
         self.epoch = mixture.epoch
         self.position = 0  # samples given so far
@@ -165,7 +165,7 @@ class _BlockReader:
     """Rows of one source, shuffled within blocks. Its state is where the block begins and how much of it is used, so
     going on means reading one block again."""
 
-    def __init__(self, source: Iterable, name: str, size: int, key: tuple[int, ...]):
+    def __init__(self, source: Any, name: str, size: int, key: tuple[int, ...]) -> None:
         self.source, self.name, self.size, self.key = source, name, size, key
         self.has_state = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
         self.passes = -1

@@ -146,7 +146,7 @@ def write_block(
 def open_mixture(spec: Any) -> Mixture:
     """The mixture of a data section whose sources all have a length."""
     specs, options = parse_data_spec(spec)
-    weights = [source.weight for source in specs] if specs[0].weight is not None else None
+    weights: Any = [source.weight for source in specs] if specs[0].weight is not None else None
     names = distinct_names([source.label for source in specs])
     return Mixture([load_source(source) for source in specs], weights, names=names, **options)
 
@@ -158,7 +158,7 @@ def one_epoch(spec: Any) -> tuple[Iterator[Sample], int | None]:
     """
     specs, options = parse_data_spec(spec)
     sources = [load_source(source) for source in specs]
-    weights = [source.weight for source in specs] if specs[0].weight is not None else None
+    weights: Any = [source.weight for source in specs] if specs[0].weight is not None else None
     names = distinct_names([source.label for source in specs])
     if not any(isinstance(source, RowStream) for source in sources):
         mixture = Mixture(sources, weights, names=names, **options)
@@ -178,7 +178,7 @@ class EverySample:
         shard: this part of them only.
     """
 
-    def __init__(self, spec: Any, shard: Shard = Shard()):  # noqa: B008 - frozen
+    def __init__(self, spec: Any, shard: Shard = Shard()) -> None:  # noqa: B008 - frozen
         self.sources = [load_source(source) for source in parse_data_spec(spec)[0]]
         self.shard = shard
 
@@ -186,8 +186,9 @@ class EverySample:
         return self.shard.of(chain.from_iterable(self.sources))
 
     def __length_hint__(self) -> int:
-        is_known = not any(isinstance(source, RowStream) for source in self.sources)
-        return self.shard.size(sum(map(len, self.sources))) if is_known else 0
+        sized = [source for source in self.sources if not isinstance(source, RowStream)]
+        is_known = len(sized) == len(self.sources)
+        return self.shard.size(sum(map(len, sized))) or 0 if is_known else 0
 
 
 def write_parquet(samples: list[Sample], name: Path, embed_images: bool) -> None:
@@ -253,7 +254,8 @@ def image_ending(content: bytes, sample: Sample) -> str:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return {"jpeg": "jpg", "tiff": "tif"}.get(image.format.lower(), image.format.lower())
+            ending = str(image.format).lower()
+            return {"jpeg": "jpg", "tiff": "tif"}.get(ending, ending)
     except OSError:
         raise ValueError(
             f"Sample {sample['id']} of {sample['source']}: an image cannot be opened; run data check."
@@ -308,7 +310,7 @@ def describe_source(spec: SourceSpec, license: str | None) -> dict[str, Any]:
 
 def hash_files(paths: Iterable[str]) -> list[dict[str, Any]]:
     """Name, size and SHA-256 of files; of URLs the name alone."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for path in paths:
         if "://" in path:
             entries.append({"path": path})

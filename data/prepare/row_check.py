@@ -26,7 +26,7 @@ SHOWN_IDS = 5
 class UntrainableRow(ValueError):
     """A row that cannot be learned from; `reason` is one of a few, the message says more."""
 
-    def __init__(self, reason: str, detail: str):
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
@@ -47,7 +47,7 @@ class RowLimits:
     max_length: int | None = None
     overlong: Overlong = "drop"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_length is not None and (type(self.max_length) is not int or self.max_length < 1):
             raise ValueError(f"max_length={self.max_length} must be a whole number of tokens from 1, e.g. 4096.")
         if self.overlong not in ("drop", "truncate"):
@@ -83,7 +83,7 @@ class RowChecker:
         limits: RowLimits = RowLimits(),
         num_visual_tokens: int | None = None,
         num_followup_visual_tokens: int | None = None,
-    ):
+    ) -> None:
         self.processor, self.limits = processor, limits
         self.counts = {
             "num_visual_tokens": num_visual_tokens,

@@ -62,7 +62,7 @@ def build_dataset(spec: dict[str, Any] | list[dict[str, Any]] | SourceSpec) -> M
     """
     specs, options = parse_data_spec(spec)
     sources = [load_source(source) for source in specs]
-    common = {
+    common: dict[str, Any] = {
         "weights": [source.weight for source in specs] if specs[0].weight is not None else None,
         "names": distinct_names([source.label for source in specs]),
     }

@@ -44,7 +44,7 @@ def read_json_rows(path: str) -> Iterator[tuple[int, Any]]:
 class _Joined:
     """A binary file from its first byte that is neither a byte order mark nor white space."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.start = self._block().removeprefix(codecs.BOM_UTF8).lstrip()

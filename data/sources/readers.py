@@ -58,7 +58,9 @@ def find_files(path: str | list[str]) -> list[str]:
     return found
 
 
-def open_converted(kind: str, files: list[str], options: dict[str, Any], streaming: bool, num_proc: int | None = None):
+def open_converted(
+    kind: str, files: list[str], options: dict[str, Any], streaming: bool, num_proc: int | None = None
+) -> Any:
     """Rows of JSON or tar files as `FEATURES`.
 
     Args:
@@ -166,7 +168,8 @@ def read_tar_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                         yield number, tar_row(key, members, path)
                         members = {}
                     key = os.path.join(folder, stem)
-                    members[ending.lower()] = archive.extractfile(member).read()
+                    if (file := archive.extractfile(member)) is not None:
+                        members[ending.lower()] = file.read()
         except tarfile.TarError as error:
             raise ValueError(f"{path}: not a tar file, or damaged after row {number}: {error}.") from None
     if key is None:
@@ -195,7 +198,9 @@ def natural(ending: str) -> tuple[int, str]:
     return (int(number) if number.isdigit() else -1), ending
 
 
-def open_table(kind: str, path: str | list[str], subset: str | None, split: str, revision: str | None, streaming: bool):
+def open_table(
+    kind: str, path: str | list[str], subset: str | None, split: str, revision: str | None, streaming: bool
+) -> Any:
     """Rows as they are of parquet files, a folder of `save_to_disk` or a dataset on the Hub; images not decoded.
 
     Raises:

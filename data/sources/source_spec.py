@@ -58,7 +58,7 @@ class SourceSpec:
     bad_rows: Literal["error", "drop"] = field(default="error", metadata={"help": "what to do with malformed rows"})
     license: str | None = field(default=None, metadata={"help": "for the manifest; your reading of the license"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_types()
         for name, allowed in {
             "type": tuple(CONVERTERS),
@@ -151,7 +151,7 @@ class RowSource:
         dropped: how many malformed rows were left out.
     """
 
-    def __init__(self, spec: SourceSpec, table, open_row: OpenRow, rows: np.ndarray, dropped: int):
+    def __init__(self, spec: SourceSpec, table: Any, open_row: OpenRow, rows: np.ndarray, dropped: int) -> None:
         self.spec = spec
         self.table = table
         self.open_row = open_row
@@ -178,7 +178,7 @@ class RowStream:
     dropped; then the first ones are named and their number is said after each pass.
     """
 
-    def __init__(self, spec: SourceSpec, table, open_row: OpenRow):
+    def __init__(self, spec: SourceSpec, table: Any, open_row: OpenRow) -> None:
         self.spec = spec
         self.table = table
         self.open_row = open_row
@@ -247,7 +247,7 @@ def load_source(spec: dict[str, Any] | SourceSpec) -> RowSource | RowStream:
     return RowSource(spec, table, open_row, choose_rows(rows, spec.fraction, spec.seed), dropped)
 
 
-def good_rows(spec: SourceSpec, table) -> tuple[np.ndarray, int]:
+def good_rows(spec: SourceSpec, table: Any) -> tuple[np.ndarray, int]:
     """Numbers of the rows that are samples, and how many are not.
 
     Raises:

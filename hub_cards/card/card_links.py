@@ -75,7 +75,7 @@ def _outward_problem(link: Link, target: str) -> str | None:
 def read_page(text: str) -> tuple[list[Link], set[str], list[str]]:
     """(links, anchors of headings, active elements) of a page."""
     parser = MarkdownIt("commonmark", {"html": True}).enable("table")
-    parser.validateLink = lambda url: True  # what it would drop in silence is to be told
+    parser.validateLink = lambda url: True  # type: ignore[method-assign]  # what it would drop in silence is to be told
     references: dict = {}
     tokens = parser.parse(text, references)
     links, headings, active = [], set(), []
@@ -105,7 +105,7 @@ def anchor(heading: str) -> str:
 class _Html(HTMLParser):
     """Links and active elements of a piece of HTML."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.links: list[Link] = []
         self.active: list[str] = []

@@ -1,12 +1,16 @@
 """The two plots of a card, from its facts alone."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from fusedvlm.charts import BLUE, COLORS, RED, png_bytes, task_styles, token_axis
 from fusedvlm.hub_cards.facts import CardFacts, mean_scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_TASKS = len(COLORS)  # more lines than these cannot be told apart
 
@@ -26,7 +30,7 @@ def latency_plot(facts: CardFacts) -> bytes | None:
         return None
     counts = [row.num_visual_tokens for row in rows]
 
-    def draw(axes) -> None:
+    def draw(axes: "Axes") -> None:
         first = [1e3 * row.time_to_first_token for row in rows]
         answer = [1e3 * row.seconds_per_answer for row in rows]
         axes.plot(counts, first, "o-", color=BLUE, label="first token")
@@ -38,10 +42,11 @@ def latency_plot(facts: CardFacts) -> bytes | None:
     return _png(draw, counts)
 
 
-def _draw_scores(axes, facts: CardFacts, means: dict[int, float]) -> None:
-    tasks = sorted({score.task for score in facts.measured.scores})
+def _draw_scores(axes: "Axes", facts: CardFacts, means: dict[int, float]) -> None:
+    scores = facts.measured.scores if facts.measured else []
+    tasks = sorted({score.task for score in scores})
     for task, (color, marker) in task_styles(tasks if len(tasks) <= MOST_TASKS else ()).items():
-        rows = sorted((row for row in facts.measured.scores if row.task == task), key=lambda row: row.num_visual_tokens)
+        rows = sorted((row for row in scores if row.task == task), key=lambda row: row.num_visual_tokens)
         axes.errorbar(
             [row.num_visual_tokens for row in rows],
             [row.score for row in rows],
@@ -67,7 +72,7 @@ def _label(task: str) -> str:
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 
 
-def _mark(axes, m: int) -> None:
+def _mark(axes: "Axes", m: int) -> None:
     """Mark this variant."""
     axes.axvline(m, color="#999999", linewidth=6, alpha=0.35, zorder=0, label=f"this variant, m = {m}")
 

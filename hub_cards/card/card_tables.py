@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fusedvlm.costs.variant_info import Backbone
 from fusedvlm.hub_cards.facts import CardFacts, mean_scores
+
+if TYPE_CHECKING:
+    from fusedvlm.evaluation.results import Latency
 
 MISSING = "—"
 BEFORE, AFTER = ("m", "repository", "mean", "mean, images swapped"), ("first token, ms", "answer, ms")
@@ -41,7 +45,7 @@ def _backbone(backbone: Backbone) -> str:
     return f"{backbone.type}{source}{at}, license: {backbone.license or MISSING}"
 
 
-def _latency(facts: CardFacts, m: int):
+def _latency(facts: CardFacts, m: int) -> "Latency | None":
     rows = facts.measured.latencies if facts.measured else ()
     return next((row for row in rows if row.num_visual_tokens == m), None)
 

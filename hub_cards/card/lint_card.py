@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fusedvlm.hub_cards.facts import HUB_ID
-from fusedvlm.hub_cards.licenses import LICENSES, TERMS
+from fusedvlm.hub_cards.licenses import LICENSES, terms_of
 
 from .card_links import link_problems
 
@@ -60,7 +60,7 @@ def _metadata(data: dict[str, Any]) -> Iterator[str]:
     """Keys and their values."""
     for key in sorted(set(data) - KEYS):
         yield f"metadata: {key!r} is not a key of the Hub's (misspelt?)"
-    if data.get("license") not in LICENSES:
+    if not isinstance(data.get("license"), str) or data["license"] not in LICENSES:
         yield f"metadata: license {data.get('license')!r} is not one of the Hub's; use other with license_name"
     if data.get("license") == "other" and not (data.get("license_name") and data.get("license_link")):
         yield "metadata: license other needs license_name and license_link"
@@ -99,9 +99,9 @@ def _model_index(index: Any) -> Iterator[str]:
 
 
 def _license_files(data: dict[str, Any], sizes: Mapping[str, int]) -> Iterator[str]:
-    terms = TERMS.get(data.get("license"))
-    for name in ("LICENSE", "NOTICE") if terms else ():
-        if name not in sizes:
+    terms = terms_of(data.get("license"))
+    for name in ("LICENSE", "NOTICE"):
+        if terms is not None and name not in sizes:
             yield f"the {terms.title} asks for a {name} file"
 
 

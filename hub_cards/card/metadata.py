@@ -46,7 +46,7 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         EvalResult(
             task_type=PIPELINE,
             dataset_type=_dataset(facts, row.task),
-            dataset_name=_line(row.task),
+            dataset_name=_line(row.task) or "",
             dataset_config=_line(row.task),  # entries of one dataset and configuration would be merged into one
             metric_type=facts.stated.benchmarks[row.task].metric if row.task in facts.stated.benchmarks else "score",
             metric_name="mean score",

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import jinja2
 
 from fusedvlm.hub_cards.facts import CardFacts, mean_scores
-from fusedvlm.hub_cards.licenses import TERMS, noncommercial
+from fusedvlm.hub_cards.licenses import noncommercial, terms_of
 from fusedvlm.templates import load_template
 
 from .card_tables import MISSING, family_table, glance, render_title
@@ -97,7 +97,7 @@ def _view(facts: CardFacts) -> dict[str, Any]:
         "counts": sorted({score.count for score in facts.measured.scores}) if facts.measured else [],
         "training": _training(facts),
         "noncommercial": noncommercial(facts.stated),
-        "terms": TERMS.get(facts.stated.license),
+        "terms": terms_of(facts.stated.license),
         "missing": MISSING,
         "example": facts.example,
         "shown_answers": _shown_answers(facts),
@@ -127,8 +127,10 @@ def counted_language_model(facts: CardFacts) -> int:
 def _shown_answers(facts: CardFacts) -> list[tuple[int, str]]:
     """Two of the example's answers: at the fewest visual tokens, and at this variant's own m or the most."""
     answers = {answer.num_visual_tokens: answer.text for answer in facts.example.answers} if facts.example else {}
-    own = facts.m if facts.m in answers and facts.m != min(answers, default=None) else max(answers, default=None)
-    return [(m, answers[m]) for m in sorted({min(answers), own})] if answers else []
+    if not answers:
+        return []
+    own = facts.m if facts.m in answers and facts.m != min(answers) else max(answers)
+    return [(m, answers[m]) for m in sorted({min(answers), own})]
 
 
 def _enough(means: Mapping[int, float]) -> int | None:

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from detect_secrets.plugins.aws import AWSKeyDetector
 from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
@@ -75,7 +76,7 @@ def _is_old_pickle(data: bytes) -> bool:
         operations = list(pickletools.genops(data))
     except (ValueError, IndexError, KeyError, UnicodeError, OverflowError, struct.error):
         return False
-    return len(operations) > 1 and operations[-1][2] + 1 == len(data.rstrip(b"\n"))
+    return len(operations) > 1 and (operations[-1][2] or 0) + 1 == len(data.rstrip(b"\n"))
 
 
 def _searchable(path: Path) -> bytes:
@@ -106,7 +107,7 @@ def paths_in(path: Path) -> Iterator[str]:
     return iter(found)
 
 
-def _strings(value) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fusedvlm.hub_cards.facts import CardFacts
-from fusedvlm.hub_cards.licenses import APACHE, APACHE_TEXT, CODE_LICENSE, TERMS, expected_notice
+from fusedvlm.hub_cards.licenses import APACHE, APACHE_TEXT, CODE_LICENSE, expected_notice, terms_of
 
 SHORTEST_TEXT = 200  # characters; no license is shorter
 SHORTEST_AGREEMENT = 5_000
@@ -48,14 +48,14 @@ def license_problems(facts: CardFacts, files: Mapping[str, Path]) -> Iterator[tu
     notice = expected_notice(stated, facts.counted)
     if notice and "NOTICE" not in texts:
         yield "NOTICE", "missing, though the license or the vision tower asks for one"
-    elif notice and TERMS.get(stated.license) is None and _plain(notice) not in _plain(texts["NOTICE"]):
+    elif notice and (terms := terms_of(stated.license)) is None and _plain(notice) not in _plain(texts["NOTICE"]):
         yield "NOTICE", "lacks what must be said about the vision tower"
-    elif notice and TERMS.get(stated.license) and _plain(TERMS[stated.license].notice) not in _plain(texts["NOTICE"]):
+    elif notice and terms is not None and _plain(terms.notice) not in _plain(texts["NOTICE"]):
         yield "NOTICE", "lacks the sentence that the license asks for"
 
 
 def _license_text(license: str | None, texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    terms = TERMS.get(license)
+    terms = terms_of(license)
     if "LICENSE" not in texts:
         if terms is not None or license == APACHE:
             yield "LICENSE", f"missing, though the weights are under {license}"

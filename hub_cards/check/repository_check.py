@@ -5,9 +5,10 @@ import ast
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
@@ -18,7 +19,7 @@ from fusedvlm.hub_cards.card.render_card import render_card
 from fusedvlm.hub_cards.facts import COMMIT, HUB_ID, CardFacts, Neighbor
 from fusedvlm.hub_cards.licenses import check_stated
 from fusedvlm.hub_cards.release.adapter_release import AUTO_MAPPING
-from fusedvlm.hub_cards.release.bundle import Files, check_code, is_local, weight_headers
+from fusedvlm.hub_cards.release.bundle import check_code, is_local, weight_headers
 from fusedvlm.hub_cards.release.release_files import CARD, CHECKSUMS, FACTS, FOREIGN, evidence_files
 from fusedvlm.hub_cards.release.run_facts import (
     CONTROL,
@@ -77,7 +78,7 @@ class Problem:
         return printable(" ".join(f"{self.file}: {self.message}".split()))
 
 
-def check_files(files: Files, repo_id: str | None = None) -> list[Problem]:
+def check_files(files: Mapping[str, Path | bytes], repo_id: str | None = None) -> list[Problem]:
     """Problems of a repository's files, without loading the model; empty when all is well.
 
     Args:
@@ -194,7 +195,7 @@ def _is_expected(name: str) -> bool:
 
 def _unreadable(files: Mapping[str, Path]) -> Iterator[Problem]:
     """Text that is not text, JSON and YAML that do not parse."""
-    readers = {".json": json.loads, ".yaml": yaml.safe_load}
+    readers: dict[str, Callable[[str], object]] = {".json": json.loads, ".yaml": yaml.safe_load}
     for name, path in files.items():
         if path.suffix not in {".json", ".yaml", ".md", ".txt", ".jinja", ".py"} and path.name not in NAMES:
             continue
@@ -229,12 +230,13 @@ def _configs(folder: Path, files: Mapping[str, Path]) -> Iterator[Problem]:
     for name in ("num_visual_tokens", "num_followup_visual_tokens", "image_token_id"):
         if processor.get(name) != config.get(name):
             yield Problem("processor_config.json", f"{name} is {processor.get(name)!r}, not {config.get(name)!r}")
+    source: Any
     for role in ("text", "vision"):
-        name, revision = (config.get(f"{role}_model_{key}") for key in ("name_or_path", "revision"))
-        if name and is_local(name):
-            yield Problem("config.json", f"refers to {name}, a folder of a user's machine")
-        elif name and role == "text" and not COMMIT.fullmatch(revision or ""):
-            yield Problem("config.json", f"refers to {name} at {revision!r} instead of a 40-digit commit")
+        source, revision = (config.get(f"{role}_model_{key}") for key in ("name_or_path", "revision"))
+        if source and is_local(source):
+            yield Problem("config.json", f"refers to {source}, a folder of a user's machine")
+        elif source and role == "text" and not COMMIT.fullmatch(str(revision or "")):
+            yield Problem("config.json", f"refers to {source} at {revision!r} instead of a 40-digit commit")
     for name, wanted in AUTO_CLASSES.items():
         auto_map = _json(files[name]).get("auto_map")
         auto_map = auto_map if isinstance(auto_map, dict) else {}

@@ -8,6 +8,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
 PR_SET_NO_NEW_PRIVS = 38
@@ -124,7 +125,7 @@ def _landlock(readable: list[str], writable: list[str]) -> bool:
     return locked
 
 
-def _allow(call, ruleset: int, path: str, allowed: int) -> None:
+def _allow(call: Any, ruleset: int, path: str, allowed: int) -> None:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

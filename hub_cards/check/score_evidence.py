@@ -13,6 +13,7 @@ from PIL import Image
 from fusedvlm.evaluation.results import EvaluationResults, TaskScore
 from fusedvlm.hub_cards.facts import CardFacts
 from fusedvlm.hub_cards.release.release_files import plot_files
+from fusedvlm.hub_cards.release.run_facts import read_content
 
 CLOSE = 1e-6  # relative; scores are written at full precision
 BLOCK = 8  # pixels; letters and lines move by one or two between versions of matplotlib
@@ -38,9 +39,9 @@ def score_problems(results: EvaluationResults) -> Iterator[str]:
         seen.add((row.task, row.num_visual_tokens))
         if row.count < 1 or row.standard_error < 0 or not math.isfinite(row.score):
             yield f"{where} has the score {row.score} over {row.count} questions, standard error {row.standard_error}"
-    for row in results.latencies:
-        if not 0 < row.time_to_first_token <= row.seconds_per_answer * (1 + CLOSE):
-            yield f"the latency at m = {row.num_visual_tokens} has a first token after the whole answer"
+    for latency in results.latencies:
+        if not 0 < latency.time_to_first_token <= latency.seconds_per_answer * (1 + CLOSE):
+            yield f"the latency at m = {latency.num_visual_tokens} has a first token after the whole answer"
     yield from _spread_problems(results.scores)
 
 
@@ -84,7 +85,7 @@ def plot_problems(facts: CardFacts, files: Mapping[str, Path]) -> Iterator[tuple
     for name, content in wanted.items():
         if name not in files:
             yield name, "missing, though the facts draw it"
-        elif not same_picture(files[name].read_bytes(), content):
+        elif not same_picture(files[name].read_bytes(), read_content(content)):
             yield name, "does not show what facts.json says"
 
 

@@ -1,6 +1,8 @@
 """One collection for a family: an item per repository in the order of m, each with a note."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import AGAIN, PushError
@@ -35,7 +37,7 @@ def collect(hub: Hub, title: str, namespace: str, notes: Mapping[str, str], *, p
     check_title(title)
     about = f"collection {namespace}/{title!r}"
     api = hub.api
-    create = {"namespace": namespace, "description": DESCRIPTION, "private": private, "exists_ok": True}
+    create: dict[str, Any] = {"namespace": namespace, "description": DESCRIPTION, "private": private, "exists_ok": True}
     collection = hub.ask(about, lambda: api.create_collection(title, **create))
     slug = collection.slug
     if collection.private and not private:
@@ -61,7 +63,8 @@ def arrange(hub: Hub, about: str, slug: str, items: Sequence, notes: Mapping[str
     order = [item.item_id for item in items]
     by_id = {item.item_id: item for item in items}
     for position, (repo_id, note) in enumerate(notes.items()):
-        item, change = by_id[repo_id], {}
+        item = by_id[repo_id]
+        change: dict[str, Any] = {}
         if order[position] != repo_id:
             order.remove(repo_id)
             order.insert(position, repo_id)
@@ -69,8 +72,7 @@ def arrange(hub: Hub, about: str, slug: str, items: Sequence, notes: Mapping[str
         if (item.note or "") != note:
             change["note"] = note
         if change:
-            key = item.item_object_id
-            hub.ask(about, lambda k=key, c=change: hub.api.update_collection_item(slug, k, **c))
+            hub.ask(about, partial(hub.api.update_collection_item, slug, item.item_object_id, **change))
 
 
 def verify(hub: Hub, about: str, slug: str, wanted: list[tuple[str, str]]) -> None:

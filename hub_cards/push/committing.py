@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, PushError, status_of, unwrap
@@ -13,7 +13,7 @@ from .push_jobs import Job
 COMMIT_PREFIX = "fusedvlm push: "  # how this tool finds its own last commit
 
 
-def try_commit(hub: Hub, job: Job, change: Difference, parent: str, attempt: int, **target: Any):
+def try_commit(hub: Hub, job: Job, change: Difference, parent: str, attempt: int, **target: Any) -> CommitInfo | None:
     """One attempt at the commit: what the Hub says about it, or None after the wait when it is worth another look.
 
     Args:

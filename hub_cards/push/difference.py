@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import GitRefs, ModelInfo, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from fusedvlm.console import say
@@ -118,7 +119,8 @@ def look(hub: Hub, repo_id: str, revision: str | None = None) -> State | None:
     refs = list_refs(hub, repo_id)
     tags = {tag.name: tag.target_commit for tag in refs.tags}
     branches = frozenset(branch.name for branch in refs.branches)
-    return State(info.sha, info.private, list_files(hub, repo_id, info.sha), tags, branches)
+    head = str(info.sha)
+    return State(head, bool(info.private), list_files(hub, repo_id, head), tags, branches)
 
 
 def expect(is_right: bool, repo_id: str, what: str, said: object) -> None:
@@ -139,13 +141,13 @@ def is_hash(value: object, length: int) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 
 
-def repo_info(hub: Hub, repo_id: str, revision: str | None = None):
+def repo_info(hub: Hub, repo_id: str, revision: str | None = None) -> ModelInfo:
     """The Hub's `ModelInfo`."""
     timeout = hub.retry_policy.timeout
     return hub.ask(repo_id, lambda: hub.api.model_info(repo_id, revision=revision, timeout=timeout))
 
 
-def list_refs(hub: Hub, repo_id: str):
+def list_refs(hub: Hub, repo_id: str) -> GitRefs:
     """The Hub's `GitRefs`: branches and tags."""
     refs = hub.ask(repo_id, lambda: hub.api.list_repo_refs(repo_id))
     for tag in refs.tags:
@@ -170,6 +172,7 @@ def list_files(hub: Hub, repo_id: str, revision: str) -> dict[str, RemoteFile]:
     """All files of a commit."""
     rows = hub.ask(repo_id, lambda: _tree(hub, repo_id, revision))
     files: dict[str, RemoteFile] = {}
+    row: Any
     for row in rows:
         if not hasattr(row, "blob_id"):
             continue

@@ -71,10 +71,11 @@ def plan_variants_push(request: PushRequest) -> PushPlan:
             f"{request.folder} holds {len(variants)} variants; give --all, or one of them like {variants[0]}."
         )
     if request.repo is None:
-        ids = [repo_id for _, repo_id, _ in name_family(request.folder, request.namespace, request.name)]
+        namespace = str(request.namespace)
+        ids = [repo_id for _, repo_id, _ in name_family(request.folder, namespace, request.name)]
         title = None if request.no_collection else request.collection or title_of(ids)
         options = {**request.options(), "dial": request.dial}
-        releases = build_family(request.folder, request.namespace, **options)
+        releases = build_family(request.folder, namespace, **options)
     elif len(variants) > 1 or request.name is not None or request.dial:
         raise ValueError("--repo names one repository; use --namespace (and --name, --dial) for several.")
     else:
@@ -117,8 +118,8 @@ def lint(releases: Sequence[Release]) -> None:
         if problem.foreign_code:  # the publisher's own, a connector for example; readers will be told
             say(f"{repo_id}: {problem}")
     problems = [f"{repo_id}: {problem}" for repo_id, problem in found if not problem.foreign_code]
-    for problem in problems[1:]:
-        say(problem)
+    for line in problems[1:]:
+        say(line)
     if problems:
         more = f" (and {len(problems) - 1} more, above)" if len(problems) > 1 else ""
         raise ValueError(f"{problems[0]}{more}; nothing was sent.")
@@ -149,7 +150,7 @@ def group(hub: Hub, title: str | None, notes: Mapping[str, str], rows: Sequence[
     return collect(hub, title, rows[0].repo_id.partition("/")[0], notes, private=any(row.private for row in rows))
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
@@ -183,6 +184,8 @@ def show_plan(rows: Sequence[Pushed], reason: str | None, title: str | None, as_
 
 def marked(row: Pushed) -> dict[str, str]:
     """{path: + new, ~ changed, = unchanged}."""
+    if row.difference is None:
+        return {}
     signs = {"+": row.difference.add, "~": row.difference.change, "=": row.difference.keep}
     return {path: sign for sign, paths in signs.items() for path in paths}
 

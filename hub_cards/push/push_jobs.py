@@ -9,6 +9,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fusedvlm.console import progress
 from fusedvlm.hub_cards.hub_client import Hub
+from fusedvlm.hub_cards.hub_errors import AGAIN, PushError
 
 from .difference import Difference, LocalFile, State
 
@@ -16,10 +17,14 @@ from .difference import Difference, LocalFile, State
 class Pushable(Protocol):
     """What `push` needs to know of a release: its repository, tag, m, and {path in the repository: file or bytes}."""
 
-    repo_id: str
-    tag: str
-    num_visual_tokens: int
-    files: Mapping[str, Path | bytes]
+    @property
+    def repo_id(self) -> str: ...
+    @property
+    def tag(self) -> str: ...
+    @property
+    def num_visual_tokens(self) -> int: ...
+    @property
+    def files(self) -> Mapping[str, Path | bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,13 @@ class Job:
     @property
     def repo_id(self) -> str:
         return self.release.repo_id
+
+    @property
+    def known(self) -> State:
+        """The repository as it was last seen. Raises `PushError` when it was not there."""
+        if self.state is None:
+            raise PushError(f"{self.repo_id}: not found; was it deleted or renamed in the meantime? {AGAIN}", 404)
+        return self.state
 
     def result(self, hub: Hub) -> Pushed:
         """The record of this repository."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from huggingface_hub import Discussion
+
 from fusedvlm.console import progress
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, PushError
@@ -54,7 +56,7 @@ def push(
         return [job.result(hub) for job in jobs]
     release_all(hub, jobs, overwrite)
     if dependents is not None:
-        more = prepare(dependents(jobs[0].commit))
+        more = prepare(dependents(str(jobs[0].commit)))
         release_all(hub, more, overwrite)
         jobs += more
     follow_all(hub, jobs, overwrite)
@@ -118,7 +120,7 @@ def plan(
         return plan_offline(releases, hub), str(error)
     for job in jobs:
         unchanged = job.state is not None and not job.difference
-        job.commit = job.state.tags.get(job.release.tag, job.state.head) if unchanged else None
+        job.commit = job.known.tags.get(job.release.tag, job.known.head) if unchanged else None
     return [job.result(hub) for job in jobs], None
 
 
@@ -186,7 +188,7 @@ def refuse_conflicts(hub: Hub, job: Job, overwrite: bool) -> None:
 
 def tag_is_right(hub: Hub, job: Job) -> bool:
     """Whether the commit that the tag is at holds this content."""
-    tagged, state = job.state.tags[job.release.tag], job.state
+    tagged, state = job.known.tags[job.release.tag], job.known
     return holds(job.files, state.files if tagged == state.head else list_files(hub, job.repo_id, tagged))
 
 
@@ -261,8 +263,8 @@ def commit(hub: Hub, job: Job, overwrite: bool) -> str:
     """
     for attempt in range(1, hub.retry_policy.attempts + 1):
         if not job.difference:
-            return job.state.tags.get(job.release.tag, job.state.head)
-        made = try_commit(hub, job, job.difference, job.state.head, attempt)
+            return job.known.tags.get(job.release.tag, job.known.head)
+        made = try_commit(hub, job, job.difference, job.known.head, attempt)
         if made is not None:
             return verify(hub, job, job.difference, made.oid)
         compare(hub, job)
@@ -280,10 +282,10 @@ def ensure_tag(hub: Hub, job: Job) -> None:
     """
     tag = job.release.tag
     for _ in range(hub.retry_policy.attempts):
-        tagged = job.state.tags.get(tag)
+        tagged = job.known.tags.get(tag)
         if tagged is not None:
             if tagged != job.commit and not tag_is_right(hub, job):
-                raise tag_conflict(job, tagged, job.commit)
+                raise tag_conflict(job, tagged, str(job.commit))
             job.commit = tagged
             return
         try:
@@ -291,17 +293,17 @@ def ensure_tag(hub: Hub, job: Job) -> None:
         except PushError as error:
             if error.status != 409:  # there already, by an attempt whose answer was lost or by somebody else
                 raise
-        job.state = replace(job.state, tags=list_tags(hub, job.repo_id))
+        job.state = replace(job.known, tags=list_tags(hub, job.repo_id))
     raise PushError(f"{job.repo_id}: the Hub accepts the tag {tag} and does not show it; {AGAIN}")
 
 
 def publish(hub: Hub, job: Job) -> None:
     """Make a verified repository public, and look whether it is."""
     for _ in range(hub.retry_policy.attempts):
-        if not job.state.private:
+        if not job.known.private:
             return
         hub.ask(job.repo_id, lambda: hub.api.update_repo_settings(job.repo_id, private=False))
-        job.state = replace(job.state, private=repo_info(hub, job.repo_id).private)
+        job.state = replace(job.known, private=bool(repo_info(hub, job.repo_id).private))
     raise PushError(f"{job.repo_id}: the Hub accepts to make it public and does not; {AGAIN}")
 
 
@@ -318,7 +320,8 @@ def propose(hub: Hub, job: Job, user: str) -> None:
         return
     for attempt in range(1, hub.retry_policy.attempts + 1):
         opened = open_request(hub, job, user)
-        state = look(hub, job.repo_id, f"refs/pr/{opened.num}") if opened else job.state
+        state = look(hub, job.repo_id, f"refs/pr/{opened.num}") if opened else None
+        state = state or job.known
         job.difference = difference(hub, job.repo_id, job.files, state)
         if opened and not job.difference:
             job.pull_request = opened.url
@@ -330,7 +333,7 @@ def propose(hub: Hub, job: Job, user: str) -> None:
             return
 
 
-def open_request(hub: Hub, job: Job, user: str):
+def open_request(hub: Hub, job: Job, user: str) -> Discussion | None:
     """The open pull request of this user with this title, if any."""
     listing = partial(hub.api.get_repo_discussions, job.repo_id, author=user, discussion_type="pull_request")
     found = hub.ask(job.repo_id, lambda: list(listing(discussion_status="open")))

@@ -6,6 +6,7 @@ goes on where it stopped.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 from fusedvlm.console import say
 from fusedvlm.hub_cards.hub_client import Hub
@@ -40,9 +41,11 @@ def stage(hub: Hub, job: Job) -> str:
         PushError: in one line.
     """
     branch = branch_of(job.release.tag)
-    ensure_branch(hub, job.repo_id, branch, job.state.head)
+    ensure_branch(hub, job.repo_id, branch, job.known.head)
     for attempt in range(1, hub.retry_policy.attempts + 1):
         state = look(hub, job.repo_id, branch)
+        if state is None:
+            raise PushError(f"{job.repo_id}: not found any more; was it deleted or renamed meanwhile?", 404)
         change = difference(hub, job.repo_id, job.files, state)
         if not change:
             return state.head
@@ -66,7 +69,7 @@ def remove_branches(hub: Hub, repo_id: str, branches: Iterable[str]) -> None:
     """Delete staging branches; one that stays does no harm, so a refusal is said and no more."""
     for branch in branches:
         try:
-            hub.ask(repo_id, lambda name=branch: hub.api.delete_branch(repo_id, branch=name))
+            hub.ask(repo_id, partial(hub.api.delete_branch, repo_id, branch=branch))
         except PushError as error:
             if error.status != 404:  # gone already
                 say(f"{error} (the branch {branch} is left behind and can be deleted)")

@@ -14,6 +14,7 @@ from fusedvlm.files import read_json
 from fusedvlm.hub_cards.card.lint_card import lint_card
 from fusedvlm.hub_cards.card.render_card import card_template
 from fusedvlm.hub_cards.facts import StatedFacts, find_stated, mean_scores
+from fusedvlm.hub_cards.release.run_facts import read_content
 
 from .bundle import Content, is_local, weight_headers
 from .release_files import CARD, CHECKSUMS, checksums
@@ -247,9 +248,9 @@ def build_adapters(
 def check_adapter(release: AdapterRelease) -> None:
     """Raise `ValueError` for a card that the Hub would refuse, or paths of this machine."""
     sizes = {path: content_size(content) for path, content in release.files.items()}
-    card = release.files[CARD].decode()
+    card = read_content(release.files[CARD]).decode()
     problems = lint_card(card, sizes, release.repo_id)
-    for key, value in json.loads(release.files[CONFIG]).items():
+    for key, value in json.loads(read_content(release.files[CONFIG])).items():
         if isinstance(value, str) and Path(value).is_absolute():
             problems.append(f"{CONFIG} names a folder of this machine as its {key}")
     if problems:

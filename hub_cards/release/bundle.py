@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -61,7 +62,7 @@ def code_files() -> list[Path]:
         path
         for package, patterns in CODE_PATTERNS
         for pattern in patterns
-        for path in Path(package.__file__).parent.glob(pattern)
+        for path in Path(str(package.__file__)).parent.glob(pattern)
     )
 
 
@@ -73,6 +74,7 @@ def check_code(files: list[Path]) -> list[str]:
         f"{name}: two files of this name would land side by side" for name in set(names) if names.count(name) > 1
     ]
     stems = {path.stem for path in files}
+    node: Any
     for path in files:
         text = path.read_text(encoding="utf-8")
         relative: set[str] = set()
@@ -89,7 +91,7 @@ def _import_problems(node: ast.AST, stems: set[str], relative: set[str]) -> list
     if isinstance(node, ast.Import):
         roots = [alias.name.split(".")[0] for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.level == 0:
-        roots = [node.module.split(".")[0]]
+        roots = [str(node.module).split(".")[0]]
     elif isinstance(node, ast.ImportFrom):
         if node.level > 1 or node.module is None or "." in node.module:
             return ["only `from .name import x` reaches a file of the same folder"]
@@ -107,8 +109,8 @@ def auto_maps(files: list[Path]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in files:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            call = node.value if isinstance(node, ast.Expr) else None
-            if isinstance(call, ast.Call) and getattr(call.func, "attr", None) == "register_for_auto_class":
+            call: Any = node.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else None
+            if call is not None and getattr(call.func, "attr", None) == "register_for_auto_class":
                 found.setdefault(call.args[0].value, []).append(f"{path.stem}.{call.func.value.id}")
     return found
 
@@ -132,7 +134,8 @@ def bundle(folder: Path) -> tuple[Files, list[str]]:
             raise ValueError(f"{folder}: not a complete variant, {name} is missing.")
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"{folder}: not a complete variant, it has no weights in safetensors format.")
-    maps, notes = auto_maps(code), []
+    maps = auto_maps(code)
+    notes: list[str] = []
     for name in [name for name in files if name.endswith("config.json")]:
         data = read_json(folder / name)
         cleaned = _clean(name, data, maps, self_contained(folder), notes)

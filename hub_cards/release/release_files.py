@@ -48,7 +48,9 @@ def data_manifest(facts: CardFacts) -> dict[str, Any]:
 def benchmark_files(facts: CardFacts) -> Files:
     """`.eval_results/*.yaml` for tasks that were stated to be benchmarks registered on the Hub."""
     files: Files = {}
-    for score in facts.measured.scores if facts.measured else ():
+    if facts.measured is None:
+        return files
+    for score in facts.measured.scores:
         benchmark = facts.stated.benchmarks.get(score.task)
         if benchmark is None or score.num_visual_tokens != facts.m:
             continue

@@ -127,9 +127,11 @@ def read_results(variant: Path, name: str) -> EvaluationResults | None:
             raise ValueError(f"{path}: {row.task!r} has two scores at m={row.num_visual_tokens}; which one is right?")
         seen.add((row.task, row.num_visual_tokens))
     _check_tasks({row.task for row in results.scores}, path)
-    for row in results.latencies:
-        if min(row.time_to_first_token, row.seconds_per_answer) <= 0:
-            raise ValueError(f"{path}: the latency at m={row.num_visual_tokens} is not a positive number of seconds.")
+    for latency in results.latencies:
+        if min(latency.time_to_first_token, latency.seconds_per_answer) <= 0:
+            raise ValueError(
+                f"{path}: the latency at m={latency.num_visual_tokens} is not a positive number of seconds."
+            )
     environment = results.environment
     return replace(results, environment=replace(environment, command=without_folders(environment.command)))
 

@@ -286,7 +286,7 @@ def add_dial(members: list[Member], common: Common) -> tuple[Common, list[Member
 def name_family(folder: Path, namespace: str, name: str | None = None) -> list[tuple[Path, str, tuple[Neighbor, ...]]]:
     """(variant, its repository, all of the family) in the order of m."""
     variants = find_variants(folder)
-    counts = [_variant_m(variant) for variant in variants]
+    counts = [m for m in map(_variant_m, variants) if m is not None]  # `find_variants` lists no others
     name = name or _common_name(variants, counts)
     family = tuple(Neighbor(m, f"{namespace}/{name}-m{m}") for m in counts)
     return [(variant, neighbor.repo_id, family) for variant, neighbor in zip(variants, family, strict=True)]

@@ -7,8 +7,10 @@ in space.json: a repository with its revision, or a folder beside this file.
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import gradio as gr
 import torch
@@ -19,14 +21,14 @@ SETTINGS = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
 LONGEST_QUESTION = 4000
 
 
-def load():
+def load() -> tuple[Any, Any]:
     """Model and processor, on the best device there is."""
     local = HERE / SETTINGS["model"]
     source = str(local) if local.is_dir() else SETTINGS["model"]
     options = {"trust_remote_code": True, "revision": None if local.is_dir() else SETTINGS["revision"]}
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    loaded = AutoModelForImageTextToText.from_pretrained(source, **options).to(device).eval()
-    return loaded, AutoProcessor.from_pretrained(source, **options)
+    model: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(source, **options)
 
 
 model, processor = load()
@@ -39,14 +41,14 @@ class Stream(TextIteratorStreamer):
 
     count = 0
 
-    def put(self, value):
+    def put(self, value: Any) -> None:
         """Count what comes after the prompt."""
         if not self.next_tokens_are_prompt:
             self.count += value.numel()
         super().put(value)
 
 
-def answer(image, question, num_visual_tokens, max_new_tokens):
+def answer(image: Any, question: Any, num_visual_tokens: Any, max_new_tokens: Any) -> Iterator[tuple[str, str]]:
     """Yield (answer so far, note on tokens and time)."""
     if image is None:
         raise gr.Error("Choose an image first.")
@@ -68,7 +70,7 @@ def answer(image, question, num_visual_tokens, max_new_tokens):
     streamer = Stream(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     failure = []
 
-    def generate():
+    def generate() -> None:
         try:
             model.generate(**inputs, streamer=streamer, max_new_tokens=int(max_new_tokens), do_sample=False)
         except Exception as error:  # noqa: BLE001 - raised again in the thread that shows it
@@ -87,7 +89,7 @@ def answer(image, question, num_visual_tokens, max_new_tokens):
     yield text, note(shown, inputs["input_ids"].shape[1], streamer.count, started)
 
 
-def note(shown, prompt, new, started):
+def note(shown: Any, prompt: Any, new: Any, started: Any) -> str:
     """One line on what the answer cost."""
     seconds = time.perf_counter() - started
     return f"{shown} visual tokens, {prompt} prompt tokens in all, {new} new tokens, {seconds:.2f} s"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class StateFile:
         identity: everything that decides the numbers (model, data, batch size ...), JSON-ready.
     """
 
-    def __init__(self, path: Path | None, identity: dict):
+    def __init__(self, path: Path | None, identity: dict) -> None:
         self.path, self.identity = path, identity
 
     def load(self, fresh: DivergenceStatistics) -> Progress:
@@ -60,7 +61,8 @@ class StateFile:
         meta = {"identity": self.identity, "done": progress.done, "skipped": progress.skipped}
         temporary = self.path.with_name(self.path.name + ".partial")
         with temporary.open("wb") as stream:
-            np.savez(stream, meta=json.dumps(meta), **progress.statistics.arrays())
+            arrays: dict[str, Any] = {"meta": json.dumps(meta), **progress.statistics.arrays()}
+            np.savez(stream, **arrays)
         temporary.replace(self.path)
 
 

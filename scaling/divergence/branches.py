@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jinja2
 import numpy as np
@@ -12,6 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fusedvlm.console import say
 
 from .pairs import ImagePair, TextPair
+
+if TYPE_CHECKING:
+    from fusedvlm.processing import FusedVLMProcessor
 
 States = tuple[np.ndarray, np.ndarray]
 
@@ -38,8 +41,8 @@ class TextBranches:
         max_tokens: longest N.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
-        self.body = model.base_model.eval()
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self.body: Any = model.base_model.eval()
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.position_limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._said: set[str] = set()
@@ -81,7 +84,7 @@ class TextBranches:
             text = "\n\n".join(message["content"] for message in messages) + "\n\n"
             return self.tokenizer(text)["input_ids"]
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except jinja2.TemplateError:
             if len(messages) < 2 or messages[0]["role"] != "system":
                 raise
@@ -90,7 +93,7 @@ class TextBranches:
             return self._render([{**messages[1], "content": f"{system}\n\n{question}"}, *messages[2:]])
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _continue(self, branches: list[list[int]], prefix_mask: torch.Tensor, cache) -> list[np.ndarray]:
+    def _continue(self, branches: list[list[int]], prefix_mask: torch.Tensor, cache: Any) -> list[np.ndarray]:
         """States of one branch per row, behind the cached prefixes."""
         ids, mask = _pad(branches, left=False)
         ids, mask = ids.to(prefix_mask.device), mask.to(prefix_mask.device)
@@ -125,7 +128,7 @@ class ImageBranches:
         num_visual_tokens: m.
     """
 
-    def __init__(self, model: PreTrainedModel, processor, num_visual_tokens: int):
+    def __init__(self, model: PreTrainedModel, processor: "FusedVLMProcessor", num_visual_tokens: int) -> None:
         model.config.check_num_visual_tokens(num_visual_tokens)
         self.model, self.processor, self.max_tokens = model.eval(), processor, num_visual_tokens
 

@@ -5,8 +5,8 @@ psi_eq, psi_aa, psi_bb, psi_ab (docs/theory.md, "Dependency measures"). All n at
 N x N matrix. Everything is accumulated in float64, whatever the model's dtype.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
@@ -63,9 +63,9 @@ class DivergenceStatistics:
 
     max_tokens: int
     reading: str = "mean"
-    count: np.ndarray = field(default=None)
-    moments: np.ndarray = field(default=None)
-    histograms: np.ndarray = field(default=None)
+    count: np.ndarray = field(default=cast("np.ndarray", None))  # None: zeros of the right shapes
+    moments: np.ndarray = field(default=cast("np.ndarray", None))
+    histograms: np.ndarray = field(default=cast("np.ndarray", None))
     worst: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class DivergenceStatistics:
         self.count += other.count
         self.moments += other.moments
         self.histograms += other.histograms
-        if self.worst is not None:
+        if self.worst is not None and other.worst is not None:
             np.maximum(self.worst, other.worst, out=self.worst)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -210,6 +210,8 @@ def summarize(statistics: DivergenceStatistics, beta: float = 1.0, min_pairs: in
 
 def _worst_case(statistics: DivergenceStatistics, length: int) -> dict[str, np.ndarray]:
     """Definition 1: at every pair of positions the largest cosine over the data, negatives clipped, then averaged."""
+    if statistics.worst is None:
+        raise ValueError("The worst case was not kept: measure with reading='positive_part'.")
     worst = np.maximum(statistics.worst[:, :length, :length], 0)
     n = np.arange(1, length + 1)
     corner = worst.cumsum(1).cumsum(2).diagonal(axis1=1, axis2=2)
@@ -224,7 +226,7 @@ def _balance(psi_eq: np.ndarray, intra: np.ndarray, psi_ab: np.ndarray, valid: i
     return float((1 - psi_eq[valid - 1]) / delta - 1)
 
 
-def _check_states(states_a: Sequence, states_b: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _check_states(states_a: Any, states_b: Any) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(states_a), np.asarray(states_b)
     if a.shape != b.shape or a.ndim != 2 or a.shape[0] == 0:
         raise ValueError(f"States of shapes {a.shape} and {b.shape}; need the same (N, d) with N >= 1.")

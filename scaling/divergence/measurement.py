@@ -83,7 +83,7 @@ def load_encoder(request: Request, device: torch.device) -> tuple[BranchEncoder,
             say(f"The variant was trained with up to {m} visual tokens: n = 1 ... {m}.")
         return ImageBranches(chat.model, chat.processor, m), True
     tokenizer = AutoTokenizer.from_pretrained(request.model, revision=request.revision)
-    model = AutoModelForCausalLM.from_pretrained(request.model, revision=request.revision, dtype=request.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(request.model, revision=request.revision, dtype=request.dtype)
     return TextBranches(model.to(where), tokenizer, request.max_tokens), False
 
 

@@ -79,7 +79,7 @@ def local_folder(source: str) -> Path | None:
     return Path(source).parent if Path(source).is_file() else None
 
 
-def _open(source: str, split: str, revision: str | None):
+def _open(source: str, split: str, revision: str | None) -> Any:
     from datasets import load_dataset
 
     path = Path(source)

@@ -5,14 +5,13 @@ The law and its fit: docs/theory.md, "From divergence to scores" and "Fitting sc
 `fit_power_law` takes two lists; `fit_curve` takes a `Curve` read from a file and adds rival laws and held-out errors.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fusedvlm.scaling.score_records import Curve
 
-from .law_forms import LAWS, FittedLaw, fit_law, rank_laws, solve_power as solve
+from .law_forms import LAWS, FittedLaw, Numbers, fit_law, rank_laws, solve_power as solve
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class PowerLawFit:
     confidence: float
     r2_score: float
 
-    def predict(self, num_visual_tokens: Sequence[float]) -> np.ndarray:
+    def predict(self, num_visual_tokens: Numbers) -> np.ndarray:
         """Fitted scores at the given m."""
         return self.c * np.asarray(num_visual_tokens, dtype=float) ** -self.alpha
 
@@ -74,7 +73,7 @@ class CurveFit:
         }
 
 
-def check_points(num_visual_tokens: Sequence[float], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def check_points(num_visual_tokens: Numbers, scores: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Points as arrays.
 
     Raises:
@@ -94,8 +93,8 @@ def check_points(num_visual_tokens: Sequence[float], scores: Sequence[float]) ->
 
 
 def fit_power_law(
-    num_visual_tokens: Sequence[float],
-    scores: Sequence[float],
+    num_visual_tokens: Numbers,
+    scores: Numbers,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -134,7 +133,7 @@ def fit_power_law(
 
 
 def bootstrap_power_law(
-    num_visual_tokens: Sequence[float], scores: Sequence[float], resamples: int = 2000, seed: int = 0
+    num_visual_tokens: Numbers, scores: Numbers, resamples: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log c, alpha) of every resample of the points, two arrays of length `resamples`.
 
@@ -148,9 +147,9 @@ def bootstrap_power_law(
 
 
 def predict_interval(
-    num_visual_tokens: Sequence[float],
-    scores: Sequence[float],
-    at: Sequence[float],
+    num_visual_tokens: Numbers,
+    scores: Numbers,
+    at: Numbers,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -171,7 +170,7 @@ def percentile_interval(draws: np.ndarray, confidence: float) -> np.ndarray:
     return np.percentile(draws, [50 * (1 - confidence), 50 * (1 + confidence)], axis=0)
 
 
-def held_out_error(law: str, num_visual_tokens: Sequence[float], scores: Sequence[float]) -> HeldOutError | None:
+def held_out_error(law: str, num_visual_tokens: Numbers, scores: Numbers) -> HeldOutError | None:
     """Leave out every m in turn, fit the rest, and compare with the scores left out.
 
     Returns None where the rest has too few different m for the law.

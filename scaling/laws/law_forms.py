@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 
 # Exponents of the saturating law; at the lower end it is the log-linear law, at the upper a step after the first m.
 EXPONENT_RANGE = (1e-2, 5.0)
+Numbers = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class FittedLaw:
     aicc: float | None
     at_bound: bool = False
 
-    def predict(self, num_visual_tokens: Sequence[float]) -> np.ndarray:
+    def predict(self, num_visual_tokens: Numbers) -> np.ndarray:
         """Scores at the given m."""
         return LAWS[self.law].predict(np.asarray(num_visual_tokens, dtype=float), **self.parameters)
 
@@ -65,7 +66,7 @@ def aicc(rss: float, n: int, num_parameters: int) -> float | None:
     return float(n * np.log(max(rss, 1e-24) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
-def fit_law(name: str, m: Sequence[float], scores: Sequence[float]) -> FittedLaw:
+def fit_law(name: str, m: Numbers, scores: Numbers) -> FittedLaw:
     """Fit one of `LAWS`.
 
     Raises:
@@ -88,7 +89,7 @@ def fit_law(name: str, m: Sequence[float], scores: Sequence[float]) -> FittedLaw
     )
 
 
-def rank_laws(m: Sequence[float], scores: Sequence[float]) -> list[FittedLaw]:
+def rank_laws(m: Numbers, scores: Numbers) -> list[FittedLaw]:
     """Every law with fewer parameters than there are different m, best AICc first; those without AICc come last."""
     distinct = len(np.unique(np.asarray(m, dtype=float)))
     fits = [fit_law(name, m, scores) for name, law in LAWS.items() if law.num_parameters < max(distinct, 3)]

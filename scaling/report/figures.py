@@ -4,6 +4,7 @@ Line styles, markers and hatches carry the same information as the colors, so th
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -300,7 +301,7 @@ def _draw_scores(
         axes.plot(dense, fit.predict(dense), color=BLUE, lw=1.6, label=law if label else None)
     axes.errorbar(m, scores, yerr=standard_errors, fmt="o", color="black", markersize=4, lw=1, label="measured")
     if excluded:
-        hollow = {"marker": "o", "mfc": "white", "mec": "black", "ls": "none", "markersize": 5}
+        hollow: dict[str, Any] = {"marker": "o", "mfc": "white", "mec": "black", "ls": "none", "markersize": 5}
         axes.plot(*zip(*excluded, strict=True), label="left out of the fit", **hollow)
     token_axis(axes, every)
 
@@ -311,7 +312,7 @@ def _frontier(costs: list[tuple[float, float]]) -> tuple[list[float], list[float
     for cost, error in sorted(costs):
         if not frontier or error < frontier[-1][1]:
             frontier.append((cost, error))
-    return tuple(map(list, zip(*frontier, strict=True)))
+    return [cost for cost, _ in frontier], [error for _, error in frontier]
 
 
 def _one(width: float, height: float) -> tuple[Figure, Axes]:

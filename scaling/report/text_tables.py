@@ -28,7 +28,7 @@ def fit_table(fits: Sequence[CurveFit]) -> str:
     for fit in fits:
         power, best = fit.power, fit.laws[0]
         behind = next(law.aicc for law in fit.laws if law.law == "power")
-        gap = "" if behind is None else f"{behind - best.aicc:.1f}, "
+        gap = "" if behind is None or best.aicc is None else f"{behind - best.aicc:.1f}, "
         held_out = next((f"{error.rms:.1%}" for error in fit.held_out if error.law == best.law), "not possible")
         interval = "two points" if power.alpha_interval is None else "[{:.3f}, {:.3f}]".format(*power.alpha_interval)
         lines.append(
@@ -38,6 +38,12 @@ def fit_table(fits: Sequence[CurveFit]) -> str:
     return "\n".join(lines)
 
 
+def _intra(intra: float | None, across: float | None) -> str:
+    if intra is None or across is None:
+        return ""
+    return f", psi_intra = {intra:.4f}, psi_ab = {across:.4f}, delta = {intra - across:.4f}"
+
+
 def divergence_text(result: DivergenceResult) -> str:
     """The measurement in a few lines."""
     last, valid = len(result.count), result.tokens_with_bound
@@ -45,8 +51,7 @@ def divergence_text(result: DivergenceResult) -> str:
     lines = [
         f"{result.pairs} pairs, n = 1 ... {last} ({result.count[-1]} pairs at the end), reading: {result.reading}",
         f"E[D({last})] = {result.mean_distance[-1]:.4g} +- {result.std_distance[-1]:.3g}",
-        f"psi_eq = {result.psi_eq[-1]:.4f}"
-        + ("" if intra is None else f", psi_intra = {intra:.4f}, psi_ab = {across:.4f}, delta = {intra - across:.4f}"),
+        f"psi_eq = {result.psi_eq[-1]:.4f}" + _intra(intra, across),
     ]
     if valid < last:
         lines.append(f"The bound is real only for n <= {valid}; lambda and alpha are given there.")

@@ -7,6 +7,7 @@ Downstream error Y = 1 - accuracy = A / (N^alpha T^beta) + D with N the LLM's pa
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, least_squares
@@ -189,7 +190,7 @@ def choices_for_budget(
 class _Problem:
     """Least squares in (log a, alpha, beta, d) with any of them fixed; the work horse of fit and profiles."""
 
-    def __init__(self, log_n: np.ndarray, log_t: np.ndarray, y: np.ndarray, d_bounds: tuple[float, float]):
+    def __init__(self, log_n: np.ndarray, log_t: np.ndarray, y: np.ndarray, d_bounds: tuple[float, float]) -> None:
         self.log_n, self.log_t, self.y = log_n, log_t, y
         top = min(d_bounds[1], float(y.min()) * (1 - 1e-6))  # D above the smallest error leaves nothing to explain
         self.bounds = {"a": (-20, 20), "alpha": (-5, 5), "beta": (-5, 5), "d": (d_bounds[0], top)}
@@ -231,7 +232,7 @@ class _Problem:
         low, high = np.exp(ends) if name == "a" else ends
         return float(low), float(high)
 
-    def _crossing(self, excess, center: float, bound: float) -> float:
+    def _crossing(self, excess: Any, center: float, bound: float) -> float:
         """First crossing between the optimum and a bound, or the bound itself."""
         step, inside = max(abs(center), 0.05) * 0.05 * np.sign(bound - center), center
         while abs(inside - bound) > 1e-9:

@@ -183,7 +183,7 @@ def make_plan(
             cost.amount,
             float(relative[i]),
             float(1 - relative[i]),
-            tuple(float(x) for x in percentile_interval(1 - relative_draws[:, i], confidence)),
+            _interval(1 - relative_draws[:, i], confidence),
             {name: float(values[i]) for name, values in predictions.items()},
             any(not min(c.m) <= cost.num_visual_tokens <= max(c.m) for c in llms[cost.llm]),
         )
@@ -200,11 +200,18 @@ def make_plan(
     )
 
 
+def _interval(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = percentile_interval(draws, confidence)
+    return float(low), float(high)
+
+
 def _predict(
     curves: Sequence[Curve], costs: Sequence[Cost], llms: dict[str | None, list[Curve]], resamples: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, str]]:
     """Per benchmark the predicted scores (options,), bootstrap draws (resamples, options), and laws used."""
-    predictions, draws, laws = {}, {}, {}
+    predictions: dict[str, np.ndarray] = {}
+    draws: dict[str, np.ndarray] = {}
+    laws: dict[str, str] = {}
     bar = progress(curves, description="bootstrap", leave=False)
     for index, curve in enumerate(bar):
         name = f"{curve.benchmark}/{curve.metric}"

@@ -216,6 +216,7 @@ def test_tasks_that_look_alike_stay_apart(facts):
     [
         ("license: mit", "licence: mit", "'licence' is not a key"),
         ("license: mit", "license: MIT License", "not one of the Hub's"),
+        ("license: mit", "license: [mit, apache-2.0]", "not one of the Hub's"),
         ("pipeline_tag: image-text-to-text", "pipeline_tag: nonsense", "pipeline_tag"),
         ("library_name: transformers", "library_name: fusedvlm", "library_name"),
         ("- custom_code\n", "- custom_code\ndatasets:\n- /data/x\n", "datasets '/data/x'"),

@@ -86,6 +86,13 @@ def test_a_refusal_on_the_second_repository_breaks_no_card(hub, hub_server, fami
     assert {method for method, _, _ in hub_server.calls} == {"GET"}, "a third run has nothing to do"
 
 
+def test_a_repository_that_is_deleted_during_a_push_is_one_line(hub, families, monkeypatch):
+    _, new = families
+    monkeypatch.setattr("fusedvlm.hub_cards.push.staging.look", lambda *args: None)
+    with pytest.raises(PushError, match=r"^ada/tiny-m1: not found any more"):
+        push(new, hub, public=True)
+
+
 def test_a_refused_main_branch_says_how_far_it_came(hub, hub_server, families):
     _, new = families
     hub_server.fault = Fault(1, "status", 403, times=99, matching=lambda m, path: "tiny-m4/commit/main" in path)

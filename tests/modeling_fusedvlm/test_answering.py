@@ -184,6 +184,13 @@ def test_the_loss_is_that_of_the_next_token(model, processor, answer_logits_only
     assert abs(naive_loss(logits, batch["labels"].roll(1, -1)) - expected) > 0.01
 
 
+def test_answers_alone_need_labels_that_say_which_they_are(model, processor):
+    batch = ConversationCollator(processor)(SAMPLES)
+    del batch["labels"]
+    with pytest.raises(ValueError, match="needs labels"):
+        model(**batch, answer_logits_only=True)
+
+
 def test_labeled_states_are_the_ones_in_front_of_their_label():
     states = torch.arange(10.0).reshape(2, 5, 1)
     labels = torch.tensor([[-100, 7, -100, 8, 9], [6, -100, -100, -100, 5]])

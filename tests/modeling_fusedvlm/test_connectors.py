@@ -11,7 +11,7 @@ import torch
 from fusedvlm.costs.counts import count_flops, read_shapes
 from fusedvlm.costs.profile import Workload, check_counts
 from fusedvlm.costs.variant_info import count_parameters
-from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration, load_connector
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CONNECTORS
 from fusedvlm.processing import FusedVLMProcessor
 from fusedvlm.tests import tiny
@@ -292,3 +292,9 @@ def test_what_a_connector_cannot_do_is_refused_in_one_line(fields, message):
         FusedVLMConfig(vision_config=VISION, **fields)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) <= 300
+
+
+def test_a_file_that_is_no_python_is_refused_as_a_connector(tmp_path):
+    (tmp_path / "mine.txt").write_text("x = 1")
+    with pytest.raises(ValueError, match=r"mine\.txt: not a Python file"):
+        load_connector(tmp_path / "mine.txt")

@@ -2,9 +2,10 @@
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusedvlm.console import progress, say
 
@@ -24,11 +25,14 @@ class ConsoleCallback(TrainerCallback):
         show_bar: by default where standard error is a terminal.
     """
 
-    def __init__(self, title: str, lines: bool = True, show_bar: bool | None = None):
-        self.title, self.lines, self.bar = title, lines, None
+    def __init__(self, title: str, lines: bool = True, show_bar: bool | None = None) -> None:
+        self.title, self.lines = title, lines
+        self.bar: Any = None
         self.show_bar = sys.stderr.isatty() if show_bar is None else show_bar
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar at the step the run continues from."""
         self.first_step, self.began = state.global_step, time.monotonic()
         self.said = self.began
@@ -39,18 +43,27 @@ class ConsoleCallback(TrainerCallback):
             if not self.show_bar:
                 say(f"{self.title}: {state.max_steps - state.global_step} steps to go, from step {state.global_step}.")
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One step further."""
         if self.bar is not None:
             self.bar.update(1)
             self._break_silence(state)
 
-    def on_substep_end(self, args, state, control, **kwargs):
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Steps of many micro-batches are long."""
         if self.bar is not None:
             self._break_silence(state)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Write the metrics of this log line."""
         if not state.is_world_process_zero or not logs or not self.lines:
             return
@@ -62,13 +75,15 @@ class ConsoleCallback(TrainerCallback):
         else:
             self._say(f"{self.where(state)}: {', '.join(shown)}")
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
-    def where(self, state) -> str:
+    def where(self, state: TrainerState) -> str:
         """`step 40 of 200, 1.2 s per step, 03:12 left`."""
         done, total = state.global_step - getattr(self, "first_step", state.global_step), state.max_steps
         text = f"step {state.global_step} of {total}"
@@ -77,7 +92,7 @@ class ConsoleCallback(TrainerCallback):
         pace = (time.monotonic() - self.began) / done
         return f"{text}, {pace:.3g} s per step, {tqdm.format_interval((total - state.global_step) * pace)} left"
 
-    def _break_silence(self, state) -> None:
+    def _break_silence(self, state: TrainerState) -> None:
         if self.bar.disable and self.lines and time.monotonic() - self.said >= SILENCE:
             self._say(self.where(state))
 

@@ -1,8 +1,10 @@
 """Invariants that are watched while training: what is frozen stays, what learns has gradients, and finite ones."""
 
+from typing import Any
+
 import torch
 from accelerate import DistributedType
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -30,12 +32,19 @@ class WeightWatch(TrainerCallback):
         RuntimeError: in training, naming the parameters.
     """
 
-    def __init__(self, trainable_names: list[str], watch_steps: int):
+    def __init__(self, trainable_names: list[str], watch_steps: int) -> None:
         self.trainable_names, self.watch_steps = frozenset(trainable_names), watch_steps
         self.frozen: dict[str, int] = {}
         self.is_first_step = True
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Remember every frozen weight."""
         self.is_first_step = True
         if args.distributed_state.distributed_type == DistributedType.DEEPSPEED:
@@ -44,7 +53,14 @@ class WeightWatch(TrainerCallback):
             return
         self.frozen = {name: fingerprint(parameter) for name, parameter in self._frozen(model)}
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Look at the gradients."""
         learning = [(name, p) for name, p in model.named_parameters() if _plain(name) in self.trainable_names]
         if self.is_first_step:
@@ -64,19 +80,33 @@ class WeightWatch(TrainerCallback):
                 "learning rate."
             )
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Look at the frozen weights from time to time, and before they would be saved."""
         if state.global_step % self.watch_steps == 0 or control.should_save:
             self._check_frozen(model, state.global_step)
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Look at the frozen weights a last time."""
         self._check_frozen(model, state.global_step)
 
-    def _frozen(self, model):
+    def _frozen(self, model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in model.named_parameters() if _plain(name) not in self.trainable_names]
 
-    def _check_frozen(self, model, step: int) -> None:
+    def _check_frozen(self, model: torch.nn.Module, step: int) -> None:
         if not self.frozen:
             return
         changed = [name for name, p in self._frozen(model) if self.frozen.get(name) != fingerprint(p)]

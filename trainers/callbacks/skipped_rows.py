@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusedvlm.console import say
 from fusedvlm.trainers.distributed import summed
@@ -25,7 +25,7 @@ class SkippedRows(TrainerCallback):
         rank: of this process; other files than the first's are numbered.
     """
 
-    def __init__(self, folder: str | Path, limit: int, rank: int = 0):
+    def __init__(self, folder: str | Path, limit: int, rank: int = 0) -> None:
         self.path = Path(folder) / f"skipped_rows{f'_rank{rank}' if rank else ''}.jsonl"
         self.limit = limit
         self.rows: dict[str, str] = {}  # id to reason
@@ -119,12 +119,14 @@ class SkippedRows(TrainerCallback):
         self.rows, self.kept = dict(state["rows"]), state["kept"]
         self._untold = dict(self.rows)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Hold the limit against what all processes skipped."""
         if args.world_size > 1:
             self.tell_all(args.device)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Say how many there were; a run without a single good row is none."""
         self.refuse_nothing()
         if args.process_index == 0 and (skipped := self.of_all):

@@ -2,9 +2,10 @@
 
 import time
 from functools import cached_property
+from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusedvlm.costs.counts import ImageWork, Shapes, count_training_flops, read_shapes
 
@@ -43,7 +44,7 @@ class Throughput(TrainerCallback):
         peak_tflops: of one device; looked up by its name when not given.
     """
 
-    def __init__(self, model, trainable_names: list[str], peak_tflops: float | None = None):
+    def __init__(self, model: Any, trainable_names: list[str], peak_tflops: float | None = None) -> None:
         self.config = model.config
         self.vision_learns = any(".vision_tower." in name for name in trainable_names)
         answer_tower = getattr(model, "answer_tower", None)
@@ -110,15 +111,17 @@ class Throughput(TrainerCallback):
             rates["mfu"] = flops / 1e12 / (self.peak_tflops * ranks)
         return {name: float(f"{value:.4g}") for name, value in rates.items()}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clock."""
         self._reset()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remember when the step was over."""
         self.mark = time.perf_counter()
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """What passed since the step is not training."""
         now = time.perf_counter()
         self.paused += now - max(self.mark, self.began)

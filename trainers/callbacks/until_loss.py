@@ -23,7 +23,7 @@ class UntilLoss(TrainerCallback, ExportableState):
         steps: that the mean is taken of; training goes on for at least so many.
     """
 
-    def __init__(self, trainer: Any, limit: float, steps: int):
+    def __init__(self, trainer: Any, limit: float, steps: int) -> None:
         self.trainer, self.limit = trainer, limit
         self.losses: deque[float] = deque(maxlen=steps)
 
@@ -45,7 +45,8 @@ class UntilLoss(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take the losses of a checkpoint over; a new run begins without any."""
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        kept: Any = state.stateful_callbacks or {}
+        saved = kept.get(type(self).__name__) if state.global_step else None
         self.losses.clear()
         self.losses.extend(saved["attributes"]["losses"] if saved else [])
 

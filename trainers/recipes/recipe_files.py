@@ -11,9 +11,9 @@ stand at the top level without its section, as in TRL's flat files.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Recipe:
             ValueError: for one that names nothing.
         """
         with one_line_errors(self.source):
-            sections = OmegaConf.to_container(OmegaConf.create(self.sections), resolve=True)
+            sections: Any = OmegaConf.to_container(OmegaConf.create(self.sections), resolve=True)
         return Recipe(self.stage, sections, self.source)
 
     def to_yaml(self) -> str:
@@ -127,7 +127,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     with one_line_errors("recipe"):
         kept = OmegaConf.create(base)
         _drop_replaced_towers(kept, changes)
-        return OmegaConf.to_container(OmegaConf.merge(kept, changes))
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(kept, changes))
+        return merged
 
 
 def _drop_replaced_towers(base: DictConfig, changes: dict[str, Any]) -> None:
@@ -191,8 +192,7 @@ def fields_of(stage: str) -> dict[str, list[str]]:
     from .run_arguments import dataclasses_of
 
     return {
-        section: [name for name, entry in kind.__dataclass_fields__.items() if entry.init]
-        for section, kind in dataclasses_of(stage).items()
+        section: [entry.name for entry in fields(kind) if entry.init] for section, kind in dataclasses_of(stage).items()
     }
 
 
@@ -212,7 +212,8 @@ def set_field(recipe: Recipe, dotted: str, value: Any) -> None:
         for depth in range(2, len(parts)):
             _check_step(config, parts[:depth], parts[depth], dotted)
         OmegaConf.update(config, ".".join(parts), value, merge=False)
-        recipe.sections = OmegaConf.to_container(config)
+        sections: Any = OmegaConf.to_container(config)
+        recipe.sections = sections
 
 
 def _check_step(config: DictConfig, path: list[str], key: str, dotted: str) -> None:
@@ -285,7 +286,7 @@ def find_recipe(name: str | Path, *folders: Path) -> Path:
     raise ValueError(f"There is no recipe {shown(str(name), 80)}: {did_you_mean(name.stem, shipped)} A path works too.")
 
 
-def did_you_mean(name: str, choices) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A wrong name and the closest right one, or the first right ones."""
     choices = list(choices)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from trl import TrlParser
@@ -39,7 +39,7 @@ class RunPlan:
 class RecipeParser(TrlParser):
     """TRL's parser whose mistakes are `ValueError`s rather than an exit with a page of usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
         raise ValueError(message)
 
@@ -114,12 +114,12 @@ def plan_run(recipe: Recipe) -> RunPlan:
     _check_fuser_config(sections["model"].get("fuser_config"))
     run = _parse(kinds["run"], sections["run"], "run")
     training = {**sections["training"], **_accumulation(run, sections["training"], kinds["training"])}
-    parsed = [_parse(kind, values, name) for kind, values, name in zip(
+    model, data, run, arguments = [_parse(kind, values, name) for kind, values, name in zip(
         known, (sections["model"], sections["data"], sections["run"], training), ("model", "data", "run", "training"),
         strict=True,
     )]  # fmt: skip
     variants = _parse(kinds["variants"], sections["variants"], "variants") if "variants" in kinds else None
-    return RunPlan(recipe, *parsed, variants)
+    return RunPlan(recipe, model, data, run, arguments, variants)
 
 
 def gradient_accumulation(global_batch_size: int, per_device: int, processes: int) -> int:
@@ -148,7 +148,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _accumulation(run: RunArguments, training: dict, kind: type) -> dict[str, int]:
+def _accumulation(run: RunArguments, training: dict, kind: Any) -> dict[str, int]:
     if run.global_batch_size is None:
         return {}
     fields = kind.__dataclass_fields__
@@ -170,7 +170,7 @@ def _as_int(value: Any, default: int) -> int:
         raise ValueError(f"per_device_train_batch_size={shown(value)} is not a number of samples.") from error
 
 
-def _parse(kind: type, values: dict[str, Any], section: str) -> Any:
+def _parse(kind: Any, values: dict[str, Any], section: str) -> Any:
     """A section's values, stated as command-line words so that a file and a command are read alike."""
     words = []
     for name, value in values.items():
@@ -190,7 +190,7 @@ def _parse(kind: type, values: dict[str, Any], section: str) -> Any:
         raise ValueError(fit(f"{section}: {error}", 240)) from error
 
 
-def _is_plain_list(kind: type, name: str) -> bool:
+def _is_plain_list(kind: Any, name: str) -> bool:
     """Whether argparse takes the field as several words (list[str]) rather than as one JSON word."""
     text = str(kind.__dataclass_fields__[name].type)
     return "list[" in text and "dict" not in text and "list[list" not in text

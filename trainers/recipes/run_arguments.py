@@ -107,7 +107,7 @@ class ModelArguments:
         default=None, metadata={"help": "Dtype of the frozen LLM."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vision", "text", "answer", "connector_config", "fuser_config"):
             setattr(self, name, _parse_json(getattr(self, name), name))
         if self.model_name_or_path is None and (self.vision is None or self.text is None):
@@ -146,7 +146,7 @@ class DataArguments:
         default=None, metadata={"help": "Sources to evaluate on, as JSON."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("sources", "eval_sources"):
             sources = _parse_json(getattr(self, name), f"data.{name}")
             setattr(self, name, sources)
@@ -199,11 +199,12 @@ class VariantArguments:
     pairs: list[list[int]] | str | None = field(default=None, metadata={"help": "Pairs as JSON: [[m, m'], ...]."})
     fuse_question: str = field(default="both", metadata={"help": "true, false or both."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.pairs = _parse_json(self.pairs, "variants.pairs")
         self.fuse_question = str(self.fuse_question).lower()
         if self.fuse_question not in QUESTION_CHOICES:
             raise ValueError(f"variants.fuse_question={shown(self.fuse_question)} must be true, false or both.")
+        pair: Any
         for pair in self.pairs or []:
             counts = isinstance(pair, list) and len(pair) == 2 and all(type(count) is int for count in pair)
             if not counts or not 1 <= pair[1] <= pair[0]:

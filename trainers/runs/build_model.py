@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -15,6 +16,8 @@ from transformers import (
     AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -25,6 +28,7 @@ from fusedvlm.modeling_fusedvlm import (
     FusedVLMConfig,
     FusedVLMForConditionalGeneration,
     FusedVLMForContrastiveLearning,
+    FusedVLMPreTrainedModel,
 )
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import connector_class
 from fusedvlm.modeling_fusedvlm.own_connectors import resolve_connector
@@ -39,7 +43,9 @@ RUN_IT_FIRST = "run the stage that writes it first, or correct the path."
 CONFIG_FIELDS = [name for name in ModelArguments.__annotations__ if name in FusedVLMConfig.__annotations__]
 
 
-def build_model_and_processor(arguments: ModelArguments, stage: str, output_dir: str | Path, seed: int):
+def build_model_and_processor(
+    arguments: ModelArguments, stage: str, output_dir: str | Path, seed: int
+) -> tuple[FusedVLMPreTrainedModel, FusedVLMProcessor]:
     """What a stage trains.
 
     Args:
@@ -95,7 +101,12 @@ def complete_on_every_rank() -> Iterator[None]:
 
 
 def set_visual_tokens(
-    model, processor, num_visual_tokens: int, num_followup: int | None, trained: list[int] | None, seed: int
+    model: Any,
+    processor: FusedVLMProcessor,
+    num_visual_tokens: int,
+    num_followup: int | None,
+    trained: list[int] | None,
+    seed: int,
 ) -> None:
     """Turn the dial of a model and its processor; the connector grows where the largest m needs more room.
 
@@ -117,9 +128,9 @@ def set_visual_tokens(
     processor.max_num_visual_tokens = max(trained)
 
 
-def _from_saved(arguments: ModelArguments, stage: str):
+def _from_saved(arguments: ModelArguments, stage: str) -> tuple[FusedVLMPreTrainedModel, FusedVLMProcessor]:
     kind = FusedVLMForContrastiveLearning if stage == "contrastive" else FusedVLMForConditionalGeneration
-    path = arguments.model_name_or_path
+    path = str(arguments.model_name_or_path)
     try:
         require_source("model.model_name_or_path", path, "config.json", RUN_IT_FIRST)
     except ValueError as error:
@@ -133,7 +144,7 @@ def _from_saved(arguments: ModelArguments, stage: str):
         wrong = problems(Path(path), contents=False)
         if wrong:
             raise ValueError(f"model.model_name_or_path={path} is damaged: {'; '.join(wrong[:3])}.")
-    options = {"revision": arguments.model_revision} if arguments.model_revision else {}
+    options: dict[str, Any] = {"revision": arguments.model_revision} if arguments.model_revision else {}
     try:
         processor = FusedVLMProcessor.from_pretrained(path, **options)
     except OSError as error:
@@ -156,17 +167,19 @@ def _loading(arguments: ModelArguments) -> dict:
     return {"dtype": dtype, **attention}
 
 
-def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, seed: int):
+def _from_backbones(
+    arguments: ModelArguments, stage: str, output_dir: Path, seed: int
+) -> tuple[FusedVLMPreTrainedModel, FusedVLMProcessor]:
     connector = resolve_connector(arguments.connector or "fused")
     for name in ("vision", "text", "answer"):
         value = getattr(arguments, name)
         if isinstance(value, str) and "/" in value:
             require_source(f"model.{name}", value, "config.json", RUN_IT_FIRST)
     query_tokenizer = load_query_tokenizer(arguments.query_tokenizer)
-    vision = arguments.vision
+    vision: Any = arguments.vision
     if isinstance(vision, dict):
         vision = AutoModel.from_config(_config(vision, "model.vision"))
-    text = arguments.text
+    text: Any = arguments.text
     if isinstance(text, dict):
         text = str(write_random_llm(text, output_dir / "backbones" / "llm", seed))
     # Seeded again for each part: whether the LLM had to be written must not change what comes after it.
@@ -195,7 +208,7 @@ def _from_backbones(arguments: ModelArguments, stage: str, output_dir: Path, see
     return model, build_processor(model.config, query_tokenizer=query_tokenizer)
 
 
-def load_query_tokenizer(name: str | None):
+def load_query_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
     """The fusion module's tokenizer: CLIP's BPE, one that reads bytes, or any by folder or repo id."""
     if name is None:
         return clip_query_tokenizer()
@@ -234,14 +247,16 @@ def write_random_llm(sizes: dict, folder: Path, seed: int) -> Path:
     return folder
 
 
-def _config(sizes: dict, name: str):
+def _config(sizes: dict, name: str) -> PreTrainedConfig:
     if sizes.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(f"{name} has model_type={sizes.get('model_type')!r}, which is no model of transformers.")
     sizes = dict(sizes)
     return CONFIG_MAPPING[sizes.pop("model_type")](**sizes)
 
 
-def _answer_tower(arguments: ModelArguments, query_tokenizer, seed: int) -> CLIPTextModelWithProjection:
+def _answer_tower(
+    arguments: ModelArguments, query_tokenizer: PreTrainedTokenizerBase, seed: int
+) -> CLIPTextModelWithProjection:
     """The text tower that reads answers, with as many positions as asked for."""
     if arguments.answer is None:
         raise ValueError("Stage 1 reads answers with a text tower: set model.answer to a CLIP, or to sizes as JSON.")
@@ -250,7 +265,7 @@ def _answer_tower(arguments: ModelArguments, query_tokenizer, seed: int) -> CLIP
         sizes = {"vocab_size": len(query_tokenizer), "max_position_embeddings": arguments.answer_positions}
         ids = {"eos_token_id": eos, "bos_token_id": None, "pad_token_id": eos}
         return CLIPTextModelWithProjection(CLIPTextConfig(**{**sizes, **ids, **arguments.answer}))
-    tower = CLIPTextModelWithProjection.from_pretrained(arguments.answer, revision=arguments.answer_revision)
+    tower = CLIPTextModelWithProjection.from_pretrained(arguments.answer, revision=arguments.answer_revision or "main")
     if tower.config.vocab_size != len(query_tokenizer):
         raise ValueError(
             f"The answer tower {arguments.answer} has {tower.config.vocab_size} tokens and the query tokenizer "
@@ -278,7 +293,7 @@ def extend_positions(tower: CLIPTextModelWithProjection, positions: int, seed: i
     tower.config.max_position_embeddings = positions
 
 
-def _load_answer_tower(model, answer: CLIPTextModelWithProjection) -> None:
+def _load_answer_tower(model: Any, answer: CLIPTextModelWithProjection) -> None:
     target = getattr(model.answer_tower, "text_model", model.answer_tower)  # nested before transformers 5.2x
     target.load_state_dict(answer.text_model.state_dict())
     model.answer_projection.load_state_dict(answer.text_projection.state_dict())

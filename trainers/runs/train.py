@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from fusedvlm.console import say
 from fusedvlm.files import saying_when_full
+from fusedvlm.trainers.base import FusedVLMTrainer
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
 from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
 from fusedvlm.trainers.checkpoints import (
@@ -30,6 +32,9 @@ from fusedvlm.trainers.recipes.recipe_parsing import RunPlan, world_size
 from .build_model import build_model_and_processor, complete_on_every_rank
 from .run_record import changes, describe_run, read_record, write_record
 from .training_data import data_changes, data_manifest, open_datasets
+
+if TYPE_CHECKING:
+    from fusedvlm.processing import FusedVLMProcessor
 
 
 def train_stage(plan: RunPlan, work: Path, target: Path, title: str, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -95,7 +100,15 @@ def require_last_step(state: TrainerState, is_told: bool) -> None:
         )
 
 
-def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_data, eval_data=None):
+def make_trainer(
+    plan: RunPlan,
+    stage: str,
+    training: Any,
+    model: Any,
+    processor: "FusedVLMProcessor",
+    train_data: Any,
+    eval_data: Any = None,
+) -> FusedVLMTrainer:
     """The stage's trainer, its modules compiled where asked for, quiet on standard output."""
     compile_modules(model, plan.run.torch_compile_modules or [], plan.run.torch_compile_modules_backend)
     kind = ContrastiveTrainer if stage == "contrastive" else GenerationTrainer
@@ -116,7 +129,7 @@ def make_trainer(plan: RunPlan, stage: str, training, model, processor, train_da
     return trainer
 
 
-def describe_learning(trainer) -> str:
+def describe_learning(trainer: Any) -> str:
     """Who learns and how fast, one line per parameter group."""
     args = trainer.args
     return describe_groups(
@@ -124,7 +137,7 @@ def describe_learning(trainer) -> str:
     )
 
 
-def compile_modules(model, names: Sequence[str], backend: str) -> None:
+def compile_modules(model: Any, names: Sequence[str], backend: str) -> None:
     """Compile submodules in place; parameter names stay as they are.
 
     Raises:
@@ -156,7 +169,7 @@ def choose_checkpoint(plan: RunPlan, work: Path, record: dict) -> Path | None:
     return checkpoint
 
 
-def save_finished(trainer, target: Path, record: dict) -> None:
+def save_finished(trainer: Any, target: Path, record: dict) -> None:
     """Save the model and processor as a folder that appears when it is whole. Every rank must call this."""
     staging = target.parent / STAGING / target.name
     if trainer.args.should_save:
@@ -172,7 +185,7 @@ def save_finished(trainer, target: Path, record: dict) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def replace_output(training, output_dir: Path):
+def replace_output(training: Any, output_dir: Path) -> Any:
     """Training arguments with another output folder."""
     if Path(training.output_dir) == output_dir:
         return training

@@ -18,7 +18,7 @@ from fusedvlm.trainers.recipes.run_arguments import DataArguments
 LONG_READ = 20e9  # bytes
 
 
-def open_datasets(arguments: DataArguments):
+def open_datasets(arguments: DataArguments) -> tuple[Any, Any]:
     """Training and evaluation set; the latter is None when no source is named.
 
     Raises:
@@ -41,7 +41,7 @@ def data_section(arguments: DataArguments) -> dict[str, Any]:
     return recipe_section({**section, "fraction": arguments.fraction, "fraction_seed": arguments.fraction_seed})
 
 
-def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:
+def data_manifest(arguments: DataArguments, dataset: Any) -> dict[str, Any]:
     """Sources with their files' sizes and checksums, the mixture's options, how many samples an epoch has (None when
     streamed), and the manifest that was made beforehand."""
     section = data_section(arguments)
@@ -60,7 +60,7 @@ def data_manifest(arguments: DataArguments, dataset) -> dict[str, Any]:
     }
 
 
-def _read(sources: list[dict[str, Any]] | str, seed: int) -> dict[str, Any]:
+def _read(sources: Any, seed: int) -> dict[str, Any]:
     if isinstance(sources, list):
         return {"sources": sources, "seed": seed}
     section = read_spec(sources)

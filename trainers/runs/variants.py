@@ -7,6 +7,7 @@ the command continues with the variant it was at.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
@@ -35,8 +36,9 @@ class Variant:
 
 def list_variants(plan: RunPlan) -> list[Variant]:
     """All variants of a plan, with the question first."""
-    kinds = QUESTION_CHOICES[plan.variants.fuse_question]
-    return [Variant(m, followup, question) for question in kinds for m, followup in plan.variants.pairs]
+    arguments: Any = plan.variants  # after parsing: pairs of numbers
+    kinds = QUESTION_CHOICES[arguments.fuse_question]
+    return [Variant(m, followup, question) for question in kinds for m, followup in arguments.pairs]
 
 
 def train_variants(plan: RunPlan, callbacks: Sequence[TrainerCallback] = ()) -> list[Path]:
@@ -68,7 +70,7 @@ def train_variants(plan: RunPlan, callbacks: Sequence[TrainerCallback] = ()) -> 
 
 def plan_variant(plan: RunPlan, variant: Variant) -> RunPlan:
     """The plan of one variant: stage 2 at its m, m' and kind of fusion input."""
-    dial = {
+    dial: dict[str, Any] = {
         "num_visual_tokens": variant.num_visual_tokens,
         "num_followup_visual_tokens": variant.num_followup_visual_tokens,
         "fuse_question": variant.fuse_question,
