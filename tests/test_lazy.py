@@ -48,6 +48,34 @@ def test_type_checkers_see_the_names_that_python_finds(package, path):
     assert names_for_checkers(path) == module._PUBLIC
 
 
+def names_in_annotations(tree: ast.AST) -> set[str]:
+    """Names that Python evaluates when it reads the functions and fields of a file."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg)
+            found += [node.returns, *(argument.annotation for argument in every if argument is not None)]
+        elif isinstance(node, ast.AnnAssign):
+            found.append(node.annotation)
+    return {name.id for part in found if part for name in ast.walk(part) if isinstance(name, ast.Name)}
+
+
+def test_names_for_type_checkers_alone_stand_in_quotes():
+    """An import below `if TYPE_CHECKING:` does not happen, and neither mypy nor ruff notice who needs it."""
+    unquoted = {}
+    for path in ROOT.glob("*/**/*.py"):
+        if path.name == "__init__.py" or path.relative_to(ROOT).parts[0] in ("build", ".venv", "tests"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        blocks = [
+            n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING" and not n.orelse
+        ]
+        imported = {alias.asname or alias.name for block in blocks for line in block.body for alias in line.names}
+        if wrong := imported & names_in_annotations(tree):
+            unquoted[path.relative_to(ROOT).as_posix()] = wrong
+    assert unquoted == {}
+
+
 def test_a_wrong_name_is_refused():
     import fusedvlm.scaling
 
