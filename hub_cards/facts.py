@@ -87,7 +87,7 @@ class StatedFacts:
     evaluation_notes: str | None = None
     citation: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.collection is not None and not COLLECTION.fullmatch(self.collection):
             raise ValueError(
                 f"collection {shown(self.collection)} must be OWNER/TITLE-ID, as its address ends that "
