@@ -27,6 +27,8 @@ EXPECTED = {
     "dataclass_exact_type": "keys and values",
 }
 
+UNION_OPTIONS = ("str", "list[str]")
+
 
 def build(kind: type[T], value: Any, where: str) -> T:
     """A `kind` from plain data; only lists become tuples, and whole numbers floats.
@@ -61,7 +63,8 @@ def _adapter(kind: Any) -> TypeAdapter:
 
 def _explain(error: ErrorDetails, kind: Any, where: str) -> str:
     """One line that names the place inside the data."""
-    location = error["loc"][1:]
+    # Of a union pydantic names the option it tried, which is no place in the data.
+    location = tuple(part for part in error["loc"][1:] if part not in UNION_OPTIONS)
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "unexpected_keyword_argument":
@@ -72,7 +75,7 @@ def _explain(error: ErrorDetails, kind: Any, where: str) -> str:
     if error["type"] == "finite_number":
         return f"{_place(where, location)} is {error['input']}, which is no number."
     wanted = EXPECTED.get(error["type"])
-    problem = error["msg"][0].lower() + error["msg"][1:]
+    problem = (error["msg"][0].lower() + error["msg"][1:]).replace("input should be", "must be")
     if wanted:
         problem = f"must {'hold' if wanted == 'keys and values' else 'be'} {wanted}"
     return f"{_place(where, location)} {problem}, not {str(error['input'])!r:.80}."

@@ -23,7 +23,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_contrastive import FusedVLMForContrastiveLearning
-from .modeling_fusedvlm_fusion import FusedVLMFusionModel
+from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs, split_image_inputs
 from .modeling_fusedvlm_loading import is_language_key
 from .modeling_fusedvlm_placeholders import (
     placeholder_mask,
@@ -169,48 +169,29 @@ class FusedVLMModel(FusedVLMFusionModel):
     def forward(  # type: ignore[misc]  # transformers names position_ids among its keywords, too
         self,
         input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        image_num_views: torch.Tensor | None = None,
-        question_input_ids: torch.Tensor | None = None,
-        question_lengths: torch.Tensor | None = None,
-        question_turns: torch.Tensor | None = None,
-        num_visual_tokens: torch.Tensor | int | None = None,
-        image_num_questions: torch.Tensor | None = None,
-        sample_num_images: torch.Tensor | None = None,
-        view_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[FusedVLMKwargs],
     ) -> FusedVLMModelOutputWithPast:
-        """Prompt (B, L) and images to the LLM's last hidden states (B, L, H). Image arguments as in `fuse`.
+        """Prompt (B, L) and images (see `FusedVLMImageInputs`) to the LLM's last hidden states (B, L, H).
 
         Raises:
             ValueError: when a sample's placeholders and visual tokens differ, naming the sample and both counts.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        has_images = pixel_values is not None or view_features is not None
+        images, kwargs = split_image_inputs(kwargs)
+        has_images = images.get("pixel_values") is not None or images.get("view_features") is not None
         features = (mm_encoder_outputs or {}).get("image")
         if has_images and features is not None:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if has_images:
-            features = self.get_image_features(
-                pixel_values=pixel_values,
-                image_num_views=image_num_views,
-                question_input_ids=question_input_ids,
-                question_lengths=question_lengths,
-                question_turns=question_turns,
-                num_visual_tokens=num_visual_tokens,
-                image_num_questions=image_num_questions,
-                sample_num_images=sample_num_images,
-                view_features=view_features,
-                return_dict=True,
-            )
+            features = self.get_image_features(**images, return_dict=True)
         inputs_embeds = self._merge_images(inputs_embeds, input_ids, features, past_key_values)
         outputs = self.language_model(
             attention_mask=attention_mask,

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import CLIPTextModel, initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
-from .modeling_fusedvlm_fusion import FusedVLMFusionModel
+from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs, split_image_inputs
 from .modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
 
 
@@ -110,21 +110,12 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
-        image_num_views: torch.Tensor | None = None,
-        question_input_ids: torch.Tensor | None = None,
-        question_lengths: torch.Tensor | None = None,
-        question_turns: torch.Tensor | None = None,
-        num_visual_tokens: torch.Tensor | int | None = None,
-        image_num_questions: torch.Tensor | None = None,
-        sample_num_images: torch.Tensor | None = None,
-        view_features: torch.Tensor | None = None,
         answer_input_ids: torch.Tensor | None = None,
         answer_attention_mask: torch.Tensor | None = None,
         return_loss: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[FusedVLMKwargs],
     ) -> FusedVLMContrastiveOutput:
-        """Image arguments as in `FusedVLMFusionModel.fuse`; one answer per segment, in segment order.
+        """Images as in `FusedVLMImageInputs`; one answer per segment, in segment order.
 
         Without images there are no pairs: the outputs have no rows and the loss is zero, but every parameter still gets
         a gradient (of zeros), so that a data-parallel rank without images does not keep the others waiting.
@@ -132,19 +123,10 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         Raises:
             ValueError: when the numbers of questions and answers differ.
         """
-        if pixel_values is None and view_features is None:
+        images, _ = split_image_inputs(kwargs)
+        if images.get("pixel_values") is None and images.get("view_features") is None:
             return self._without_pairs(return_loss)
-        fused, _ = self.model.fuse(
-            pixel_values=pixel_values,
-            image_num_views=image_num_views,
-            question_input_ids=question_input_ids,
-            question_lengths=question_lengths,
-            question_turns=question_turns,
-            num_visual_tokens=num_visual_tokens,
-            image_num_questions=image_num_questions,
-            sample_num_images=sample_num_images,
-            view_features=view_features,
-        )
+        fused, _ = self.model.fuse(**images)
         num_answers = 0 if answer_input_ids is None else len(answer_input_ids)
         if answer_input_ids is None or answer_attention_mask is None or len(fused.segment_states) != num_answers:
             raise ValueError(f"{len(fused.segment_states)} questions but {num_answers} answers (ids with their mask).")
@@ -158,7 +140,7 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
         size = self.config.vision_config.image_size
         view = torch.zeros(1, 3, size, size, device=self.device)
         question = self.model.connector.dummy_question(self.device)
-        fused, _ = self.model.fuse(view, num_visual_tokens=1, **question)
+        fused, _ = self.model.fuse(pixel_values=view, num_visual_tokens=1, **question)
         states = fused.segment_states[0]
         answer = torch.full((1, 1), self.config.answer_config.eos_token_id, device=self.device)
         image_embeds, answer_embeds = self.image_projection(states), self.get_answer_embeds(answer, answer * 0 + 1)

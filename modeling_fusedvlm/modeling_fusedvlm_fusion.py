@@ -7,14 +7,17 @@ Shape legend
     m_g visual tokens of segment g (m for an image's first question, m' for later ones)
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
@@ -34,6 +37,43 @@ class FusedVLMFusionOutput(ModelOutput):
 
     segment_states: Any = None
     vision_outputs: Any = None
+
+
+class FusedVLMImageInputs(TypedDict, total=False):
+    """The images of a batch and what is asked about them, as the processor gives them; all keywords, all optional.
+
+    Args:
+        pixel_values: (V, 3, S, S) all views of the batch, image after image.
+        image_num_views: (I,) views of each image; one each when not given.
+        question_input_ids: (sum of lengths,) question tokens of the query tokenizer, segment after segment.
+        question_lengths: (G,) tokens of each question.
+        question_turns: (G,) user turn of each question inside its conversation.
+        num_visual_tokens: (G,) m or m' of each segment, or one number for all; of each view where the connector
+            counts by view.
+        image_num_questions: (I,) questions asked about each image.
+        sample_num_images: (B,) images of each conversation, 0 for text only.
+        view_features: (V, T, C) from `get_view_features`, instead of `pixel_values`.
+    """
+
+    pixel_values: torch.Tensor | None
+    image_num_views: torch.Tensor | Sequence[int] | None
+    question_input_ids: torch.Tensor | None
+    question_lengths: torch.Tensor | Sequence[int] | None
+    question_turns: torch.Tensor | Sequence[int] | None
+    num_visual_tokens: torch.Tensor | Sequence[int] | int | None
+    image_num_questions: torch.Tensor | Sequence[int] | None
+    sample_num_images: torch.Tensor | Sequence[int] | None
+    view_features: torch.Tensor | None
+
+
+class FusedVLMKwargs(FusedVLMImageInputs, TransformersKwargs, total=False):
+    """Keywords of `FusedVLMModel`: images, and what every language model of transformers takes."""
+
+
+def split_image_inputs(kwargs: Mapping[str, Any]) -> tuple[FusedVLMImageInputs, dict[str, Any]]:
+    """Keywords of a call: those about images, and the rest."""
+    images = {name: value for name, value in kwargs.items() if name in FusedVLMImageInputs.__annotations__}
+    return cast(FusedVLMImageInputs, images), {name: value for name, value in kwargs.items() if name not in images}
 
 
 class FusedVLMFusionModel(FusedVLMPreTrainedModel):
@@ -70,39 +110,20 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         others = ("vision_tower.", "language_model.")
         return [parameter for name, parameter in self.named_parameters() if not name.startswith(others)]
 
-    def fuse(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_num_views: torch.Tensor | None = None,
-        question_input_ids: torch.Tensor | None = None,
-        question_lengths: torch.Tensor | None = None,
-        question_turns: torch.Tensor | None = None,
-        num_visual_tokens: torch.Tensor | int | None = None,
-        image_num_questions: torch.Tensor | None = None,
-        sample_num_images: torch.Tensor | None = None,
-        view_features: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[FusedVLMFusionOutput, FusionPlan]:
+    def fuse(self, **inputs: Unpack[FusedVLMKwargs]) -> tuple[FusedVLMFusionOutput, FusionPlan]:
         """Run vision tower and connector.
 
         Args:
-            pixel_values: (V, 3, S, S) all views of the batch, image after image.
-            image_num_views: (I,) views of each image; one each when not given.
-            question_input_ids: (sum of lengths,) question tokens of the query tokenizer, segment after segment.
-            question_lengths: (G,) tokens of each question.
-            question_turns: (G,) user turn of each question inside its conversation.
-            num_visual_tokens: (G,) m or m' of each segment, or one number for all; of each view where the connector
-                counts by view.
-            image_num_questions: (I,) questions asked about each image.
-            sample_num_images: (B,) images of each conversation, 0 for text only.
-            view_features: (V, T, C) from `get_view_features`, instead of `pixel_values`.
+            inputs: see `FusedVLMImageInputs`; further ones are for the vision tower.
 
         Returns:
-            `(FusedVLMFusionOutput, FusionPlan)`.
+            States of every segment, and which segment belongs to which image and sample.
 
         Raises:
             ValueError: when counts disagree or a token count is out of range; the message has the numbers.
         """
+        images, kwargs = split_image_inputs(inputs)
+        pixel_values, view_features = images.get("pixel_values"), images.get("view_features")
         vision_outputs = None
         if pixel_values is not None and view_features is None:
             view_features, vision_outputs = self.get_view_features(pixel_values, **kwargs)
@@ -111,12 +132,12 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         plan = build_fusion_plan(
             len(view_features),
             self.config.num_visual_tokens,
-            image_num_views,
-            question_lengths,
-            question_turns,
-            num_visual_tokens,
-            image_num_questions,
-            sample_num_images,
+            images.get("image_num_views"),
+            images.get("question_lengths"),
+            images.get("question_turns"),
+            images.get("num_visual_tokens"),
+            images.get("image_num_questions"),
+            images.get("sample_num_images"),
             self.connector.per_view,
         )
         if not plan.segments:
@@ -124,7 +145,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         for count in sorted({segment.num_visual_tokens for segment in plan.segments}):
             self.config.check_num_visual_tokens(count)
         language_model = getattr(self, "language_model", None)
-        segment_states = self.connector(view_features, plan, question_input_ids, language_model)
+        segment_states = self.connector(view_features, plan, images.get("question_input_ids"), language_model)
         return FusedVLMFusionOutput(segment_states=segment_states, vision_outputs=vision_outputs), plan
 
     def start_fusion(self, view_features: torch.Tensor) -> Cache:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from fusedvlm.console import say
 from fusedvlm.data.boxes import Placement, boxes_to_tags, square_placement
+from fusedvlm.plain_data import build
 from fusedvlm.wording import fit, shown
 
 from .converters import CONVERTERS, Sample
@@ -59,45 +60,17 @@ class SourceSpec:
     license: str | None = field(default=None, metadata={"help": "for the manifest; your reading of the license"})
 
     def __post_init__(self) -> None:
-        self._check_types()
-        for name, allowed in {
-            "type": tuple(CONVERTERS),
-            "boxes": ("keep", "tags", "square"),
-            "bad_rows": ("error", "drop"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"Source {self.label}: {name}={shown(getattr(self, name))} must be one of {', '.join(allowed)}."
-                )
+        if self.type not in CONVERTERS:
+            raise ValueError(f"Source {self.label}: type={shown(self.type)} must be one of {', '.join(CONVERTERS)}.")
+        if not self.path or not all(self.path):
+            raise ValueError(f"Source {self.label}: path names no file.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"Source {self.label}: fraction={self.fraction} must be above 0 and at most 1.")
         if self.turns_per_sample is not None and (self.type != "svit" or self.turns_per_sample < 1):
             raise ValueError(f"Source {self.label}: turns_per_sample is for type svit and at least 1.")
-
-    def _check_types(self) -> None:
-        """YAML makes "false" a text and texts are true: say so instead of going on."""
-        is_path = isinstance(self.path, str) or (
-            isinstance(self.path, (list, tuple)) and self.path and all(isinstance(path, str) for path in self.path)
-        )
-        checks = {
-            "path": is_path,
-            "streaming": isinstance(self.streaming, bool),
-            "fraction": _is_number(self.fraction),
-            "weight": self.weight is None or _is_number(self.weight),
-            "seed": isinstance(self.seed, int) and self.seed >= 0,
-            "num_proc": self.num_proc is None or (type(self.num_proc) is int and self.num_proc >= 1),
-        }
-        for name, is_right in checks.items():
-            if not is_right:
-                wanted = {
-                    "path": "text or a list of texts",
-                    "streaming": "true or false",
-                    "seed": "a whole number from 0",
-                    "num_proc": "a whole number from 1",
-                }
-                raise ValueError(
-                    f"A source's {name} must be {wanted.get(name, 'a number')}, got {shown(getattr(self, name))}."
-                )
+        for name, least in (("seed", 0), ("num_proc", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"Source {self.label}: {name}={value} must be a whole number from {least}.")
 
     @property
     def label(self) -> str:
@@ -127,17 +100,12 @@ class SourceSpec:
             raise ValueError(f"A source is a mapping with type and path, got {shown(spec)}.")
         if "licence" in spec and "license" not in spec:  # how it was spelled before 0.2
             spec = {"license" if name == "licence" else name: value for name, value in spec.items()}
-        known = [entry.name for entry in fields(cls)]
-        unknown = sorted(set(spec) - set(known))
-        missing = [name for name in ("type", "path") if not spec.get(name)]
-        if unknown or missing:
-            what = f"unknown keys {', '.join(unknown)}" if unknown else f"no {' and no '.join(missing)}"
-            raise ValueError(f"Source {spec}: {what}; known keys are {', '.join(known)}.")
-        return cls(**spec)
+        return build(cls, {name: value for name, value in spec.items() if value is not None}, _place(spec))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _place(spec: dict[str, Any]) -> str:
+    """How messages name a source."""
+    return f"Source {fit(str(spec.get('name') or spec.get('path') or '?'), 60)}"
 
 
 class RowSource:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from fusedvlm.console import progress
 from fusedvlm.files import read_json
+from fusedvlm.plain_data import build
 from fusedvlm.scaling.laws.fit import percentile_interval
 from fusedvlm.scaling.laws.law_forms import LAWS, fit_law, rank_laws
 from fusedvlm.scaling.score_records import Curve, ScoreRecord, group_curves, read_scores
@@ -53,6 +54,16 @@ class Cost:
 
     num_visual_tokens: int
     amount: float
+    llm: str | None = None
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A row of a file of costs."""
+
+    num_visual_tokens: int
+    tflops: float | None = None
+    latency_ms: float | None = None
     llm: str | None = None
 
 
@@ -110,18 +121,22 @@ def read_costs(path: str | Path, field: str) -> list[Cost]:
         ValueError: naming the row that lacks a field, is not positive, or repeats another.
     """
     rows = read_json(path, None)
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected a list of objects with num_visual_tokens and {field}.")
-    costs: dict[tuple, Cost] = {}
+    known = [entry.name for entry in fields(CostRow)]  # a profile says more
+    costs: dict[tuple[str | None, int], Cost] = {}
     for number, row in enumerate(rows, 1):
-        if missing := [name for name in ("num_visual_tokens", field) if row.get(name) is None]:
-            raise ValueError(f"{path}, row {number}: no {', '.join(missing)}; the budget is in {field}.")
-        if not (_is_positive(row["num_visual_tokens"]) and _is_positive(row[field])):
-            raise ValueError(f"{path}, row {number}: num_visual_tokens and {field} must be positive numbers.")
-        cost = Cost(int(row["num_visual_tokens"]), float(row[field]), row.get("llm"))
-        if (cost.llm, cost.num_visual_tokens) in costs:
-            raise ValueError(f"{path}, row {number}: a second cost of m={cost.num_visual_tokens}.")
-        costs[cost.llm, cost.num_visual_tokens] = cost
+        where = f"{path}, row {number}"
+        stated = build(CostRow, {name: row[name] for name in known if name in row}, where)
+        amount = getattr(stated, field)
+        if amount is None:
+            raise ValueError(f"{where}: no {field}; the budget is in {field}.")
+        if min(stated.num_visual_tokens, amount) <= 0:
+            raise ValueError(f"{where}: num_visual_tokens and {field} must be positive numbers.")
+        key = (stated.llm, stated.num_visual_tokens)
+        if key in costs:
+            raise ValueError(f"{where}: a second cost of m={stated.num_visual_tokens}.")
+        costs[key] = Cost(stated.num_visual_tokens, amount, stated.llm)
     return [*costs.values()]
 
 
