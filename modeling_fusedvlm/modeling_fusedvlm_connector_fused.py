@@ -13,7 +13,7 @@ from transformers import LlamaModel, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
-from .modeling_fusedvlm_connector_parts import grid_side, split_questions
+from .modeling_fusedvlm_connector_parts import grid_side, refuse_query_rows, split_questions
 from .modeling_fusedvlm_rows import FusionPlan, build_fusion_plan, build_fusion_rows, query_token_ids
 from .modeling_fusedvlm_turns import has_later_turns, read_turns, read_views, share_cache
 from .modeling_fusedvlm_views import FusedVLMViewMerger
@@ -196,6 +196,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
                     "run this model."
                 )
             questions = split_questions(plan, question_input_ids, device)
+            refuse_query_rows(question_input_ids, config.first_query_token_id)
         ids = []
         for segment, question in zip(plan.segments, questions, strict=True):
             query_ids = query_token_ids(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
+from transformers.utils import torch_compilable_check
 
 from .modeling_fusedvlm_rows import FusionPlan
 
@@ -98,6 +99,21 @@ def split_questions(
             f"{len(question_input_ids)} tokens."
         )
     return list(question_input_ids.to(device, torch.long).split(lengths))
+
+
+def refuse_query_rows(question_input_ids: torch.Tensor, first_query_token_id: int) -> None:
+    """Raise `ValueError` when a question has the ids of queries, as that of another variant's query tokenizer may.
+
+    Args:
+        question_input_ids: (tokens,) ids of all questions.
+        first_query_token_id: embedding row where the queries begin.
+    """
+    if len(question_input_ids):
+        torch_compilable_check(
+            (question_input_ids >= 0) & (question_input_ids < first_query_token_id),
+            f"question_input_ids must be 0 to {first_query_token_id - 1}, the queries begin behind; these are another "
+            "tokenizer's. Build the batch with the processor that was saved with this model.",
+        )
 
 
 @torch.no_grad()

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
+
+from .modeling_fusedvlm_loading import open_weights
 
 # Where the record stands in the metadata of a safetensors file.
 RECORD_KEY = "fusedvlm_config"
@@ -40,6 +41,7 @@ STAGE_1_ONLY = re.compile(r"(model\.)?(answer_tower\.|answer_projection\.|image_
 # What a stage-1 checkpoint cannot have: stage 2 starts it anew.
 STAGE_2_NEW = re.compile(r"(model\.)?projector\.")
 LANGUAGE = re.compile(r"(model\.)?language_model\.|lm_head\.")
+COUNTERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
 LAYER = re.compile(r"(?:model\.)?language_model\.(?:.*\.)?layers\.(\d+)\.")
 ANYWAY = "Pass ignore_mismatched_sizes=True to load it all the same."
 
@@ -98,7 +100,7 @@ def read_record(file: str) -> dict | None:
     """The record of a weights file; None for files without one, which older versions and other programs write."""
     if not str(file).endswith(".safetensors"):
         return None
-    with safe_open(file, framework="pt") as weights:
+    with open_weights(file) as weights:
         text = (weights.metadata() or {}).get(RECORD_KEY)
     return None if text is None else json.loads(text)
 
@@ -139,15 +141,27 @@ def _short(value: Any) -> str:
 
 
 def check_record(config: PreTrainedConfig, checkpoint_files: list[str] | None, name: str | None, lenient: bool) -> None:
-    """Compare a configuration with the record in its weights file.
+    """Compare a configuration with the record in its weights file, and look for trained tensors that are no floats.
 
     Raises:
-        ValueError: naming the first field that differs, its value and the one the weights were trained with.
+        ValueError: naming the first field that differs, its value and the one the weights were trained with, or the
+            first tensor of whole numbers, of which a model would be made without a word.
     """
     for file in [] if lenient else checkpoint_files or []:
         record = read_record(file)
         if record is not None and (found := record_differences(config, record)):
             raise _refusal(name, f"config.json disagrees with its weights: {found[0]}{_more(found)}")
+        if whole := whole_numbers(file):
+            raise _refusal(name, f"{whole[0]}{_more(whole)} holds whole numbers, no weights", anyway=False)
+
+
+def whole_numbers(file: str) -> list[str]:
+    """Names of tensors outside the LLM, which may be quantized, that hold integers or truth values; counters may."""
+    if not str(file).endswith(".safetensors"):
+        return []
+    with open_weights(file) as weights:
+        names = [name for name in weights.keys() if not LANGUAGE.match(name) and not COUNTERS.search(name)]  # noqa: SIM118
+        return [name for name in names if re.match(r"[IU]\d|BOOL", weights.get_slice(name).get_dtype())]
 
 
 # -- names, shapes and values ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import (
     LoadStateDictConfig,
@@ -61,6 +61,19 @@ def resolve_text_model(config: PreTrainedConfig, variant_folder: str | None) -> 
     return name
 
 
+def open_weights(file: str) -> Any:
+    """A safetensors file, opened.
+
+    Raises:
+        ValueError: naming the file, when it is cut off or none.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        name = str(file) if len(str(file)) <= 120 else f"...{str(file)[-117:]}"
+        raise ValueError(f"{name}: damaged weights ({error}); fetch the file again.") from error
+
+
 @contextmanager
 def open_slices(files: list[str]) -> Iterator[dict[str, Any]]:
     """Yield {key: lazy slice} over checkpoint files, open for the duration of the block."""
@@ -69,7 +82,7 @@ def open_slices(files: list[str]) -> Iterator[dict[str, Any]]:
         if not file.endswith(".safetensors"):
             slices.update(load_state_dict(file, weights_only=True))
             continue
-        pointer = safe_open(file, framework="pt")
+        pointer = open_weights(file)
         pointers.append(pointer)
         keys = pointer.keys()  # a safetensors file is not a mapping, it cannot be iterated itself
         slices.update({key: pointer.get_slice(key) for key in keys})

@@ -241,3 +241,36 @@ def test_a_default_configuration_is_written_whole(tmp_path):
     assert (
         FusedVLMConfig.from_pretrained(tmp_path).to_dict()["text_config"] == FusedVLMConfig().to_dict()["text_config"]
     )
+
+
+@pytest.mark.parametrize("left", [0, 60], ids=["nothing", "a part"])
+def test_a_shard_that_was_cut_off_is_named(left, model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    path = sorted(tmp_path.glob("model-*.safetensors"))[2]
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=f"{path.name}: damaged weights") as caught:
+        FusedVLMForConditionalGeneration.from_pretrained(tmp_path)
+    assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_are_no_weights(dtype, variant, tmp_path):
+    """Rounded to nothing, they would answer all the same."""
+    folder = shutil.copytree(variant, tmp_path / "copy")
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.projector.weight"] = tensors["model.projector.weight"].to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"model\.projector\.weight holds whole numbers"):
+        FusedVLMForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("wrong", [280, 281, 10**6, -1])
+def test_questions_of_another_tokenizer_are_refused(wrong, model, processor):
+    """Ids behind the vocabulary would be read as queries, without a word, or fall out of the table."""
+    inputs = processor(images=[tiny.picture(0)], text=["<image> one?"], return_tensors="pt")
+    model.generate(**inputs, max_new_tokens=1)
+    inputs["question_input_ids"][-1] = wrong
+    with pytest.raises(ValueError, match=r"must be 0 to 279.*saved with this model"):
+        model.generate(**inputs, max_new_tokens=1)

@@ -23,7 +23,7 @@ HUB_FILES = sorted(
 )
 ALLOWED = {
     "torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "torchvision", "base64", "binascii",
-    "contextlib", "copy", "inspect", "collections", "dataclasses", "io", "json", "math", "os", "pathlib", "re", "struct", "threading", "typing",
+    "contextlib", "copy", "difflib", "inspect", "collections", "dataclasses", "io", "json", "math", "os", "pathlib", "re", "struct", "threading", "typing",
     "urllib", "warnings", "weakref", "zlib",
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from fusedvlm.wording import fit, shown
 from .recipe_files import Recipe, load_recipe, set_field
 from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments, dataclasses_of
 
+MOST_SAMPLES = 10_000_000  # of a batch; more is a slip of the finger, and its divisors are not looked for
 # What `--help` shows of TrainingArguments; `--help-all` shows every field.
 ESSENTIAL = (
     "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type",
@@ -129,8 +130,8 @@ def gradient_accumulation(global_batch_size: int, per_device: int, processes: in
         ValueError: when the global batch is not a whole number of micro-batches, with the nearest that are.
     """
     for name, value in (("global_batch_size", global_batch_size), ("per_device_train_batch_size", per_device)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+        if not 1 <= value <= MOST_SAMPLES:
+            raise ValueError(f"{name}={shown(value)} must be at least 1, and at most {MOST_SAMPLES:,}.")
     at_once = per_device * processes
     steps, rest = divmod(global_batch_size, at_once)
     if rest or steps == 0:
@@ -155,19 +156,19 @@ def _accumulation(run: RunArguments, training: dict, kind: Any) -> dict[str, int
     per_device = _as_int(training.get("per_device_train_batch_size"), fields["per_device_train_batch_size"].default)
     steps = gradient_accumulation(run.global_batch_size, per_device, world_size())
     stated = training.get("gradient_accumulation_steps")
-    if stated is not None and int(stated) != steps:
+    if stated is not None and _as_int(stated, steps, "gradient_accumulation_steps") != steps:
         raise ValueError(
-            f"gradient_accumulation_steps={stated} contradicts global_batch_size={run.global_batch_size} with "
+            f"gradient_accumulation_steps={shown(stated)} contradicts global_batch_size={run.global_batch_size} with "
             f"{per_device} samples x {world_size()} processes, which takes {steps}; state one of the two."
         )
     return {"gradient_accumulation_steps": steps}
 
 
-def _as_int(value: Any, default: int) -> int:
+def _as_int(value: Any, default: int, name: str = "per_device_train_batch_size") -> int:
     try:
         return default if value is None else int(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"per_device_train_batch_size={shown(value)} is not a number of samples.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}={shown(value)} is not a number of samples or steps.") from error
 
 
 def _parse(kind: Any, values: dict[str, Any], section: str) -> Any:
