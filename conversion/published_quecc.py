@@ -123,4 +123,5 @@ def connector_fields(state: dict[str, torch.Tensor], published: dict, vision_con
         "connector_config": settings,
         "num_visual_tokens": m,
         "trained_num_visual_tokens": [m],
+        "trained_num_visual_tokens_is_range": False,
     }

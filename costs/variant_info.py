@@ -44,6 +44,7 @@ class VariantDescription:
     Args:
         num_visual_tokens, num_followup_visual_tokens: m and m'.
         trained_num_visual_tokens: every m the weights were trained with.
+        trained_num_visual_tokens_is_range: whether every m between the first and the last of these was trained.
         parameters: all parameters by group; the groups add up to the model.
         connector, connector_summary: how view tokens become visual tokens, and that in a sentence; no sentence for the
             fused one.
@@ -66,6 +67,7 @@ class VariantDescription:
     connector_summary: str | None = None
     counts_per_view: bool = False
     possible_num_visual_tokens: tuple[int, ...] = ()
+    trained_num_visual_tokens_is_range: bool | None = None
     fusion_row_per_turn: bool = False
 
     def rows(self) -> dict[str, str]:
@@ -77,13 +79,18 @@ class VariantDescription:
             **connector,
             "Visual tokens m": str(self.num_visual_tokens),
             "Later questions about an image": f"{self.num_followup_visual_tokens}{self._turns()}",
-            "Trained with m": name_counts(self.trained_num_visual_tokens),
+            "Trained with m": self._trained(),
             **self._reads(),
             "Views per image": f"1 + up to {self.max_local_views}, {self.image_size} x {self.image_size} pixels, "
             f"{self.tokens_per_view} tokens each",
             "Parameters": f"{sum(self.parameters.values()):,}",
             **{f"Parameters, {group}": f"{count:,}" for group, count in self.parameters.items()},
         }
+
+    def _trained(self) -> str:
+        if self.trained_num_visual_tokens_is_range:
+            return f"every one from {self.trained_num_visual_tokens[0]} to {self.trained_num_visual_tokens[-1]}"
+        return name_counts(self.trained_num_visual_tokens)
 
     def _turns(self) -> str:
         is_own = self.fusion_row_per_turn and self.connector_summary is None  # other connectors have no fusion rows

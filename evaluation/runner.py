@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fusedvlm.processing import exactly_as_asked
+
 from .results import Latency, TaskScore
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def answer_questions(
         kwargs["num_visual_tokens"] = num_visual_tokens
         if num_followup_visual_tokens is not None:
             kwargs["num_followup_visual_tokens"] = num_followup_visual_tokens
+        kwargs.update(exactly_as_asked(processor))
         if images is not None:
             kwargs["images"] = [[image] for image in images[part]]
             inputs = dict(processor(**kwargs).to(model.device))
@@ -136,7 +139,7 @@ def measure_latencies(
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            processor_kwargs={"num_visual_tokens": m},
+            processor_kwargs={"num_visual_tokens": m, **exactly_as_asked(processor)},
         ).to(model.device)
         model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
         if model.device.type == "cuda":

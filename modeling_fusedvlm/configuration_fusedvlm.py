@@ -100,6 +100,8 @@ class FusedVLMConfig(PreTrainedConfig):
             the paper's 8, or to m where m is smaller; for other connectors to m where the question is read, else to 0.
         trained_num_visual_tokens (`list[int]`, *optional*): every m this checkpoint was trained with; the largest is
             the upper end of the dial. Defaults to `[num_visual_tokens]`.
+        trained_num_visual_tokens_is_range (`bool`, *optional*): whether every count from the smallest to the largest of
+            these was drawn in training, not the listed ones alone; `None` in files older than the field.
         max_local_views (`int`): HD setting, most local views per image (HD-9 is 9).
         fuse_question (`bool`, *optional*): whether the connector reads the question; by default it does if it can.
         fusion_row_per_turn (`bool`, *optional*): whether every turn's question reads the views on a fusion row of its
@@ -146,6 +148,7 @@ class FusedVLMConfig(PreTrainedConfig):
     num_visual_tokens: Count = None
     num_followup_visual_tokens: Count = None
     trained_num_visual_tokens: Counts = None
+    trained_num_visual_tokens_is_range: bool | None = None
     max_local_views: int = 9
     fuse_question: bool | None = None
     fusion_row_per_turn: bool | None = None

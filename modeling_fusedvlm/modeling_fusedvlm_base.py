@@ -147,6 +147,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             query_eos_token_id=query_eos_token_id,
             fuser_config=fuser_config,
         )
+        given = {name: value for name, value in config_kwargs.items() if value is not None}
         if image_token_id is None:
             image_token_id = find_image_token_id(text, text_revision)
         config = FusedVLMConfig(
@@ -159,7 +160,7 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             text_model_revision=pinned_revision(text, text_revision),
             vision_model_name_or_path=vision_name,
             vision_model_revision=pinned_revision(vision_name, vision_revision),
-            **{**fields, **{name: value for name, value in config_kwargs.items() if value is not None}},
+            **{"trained_num_visual_tokens_is_range": False, **fields, **given},
         )
         wanted = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
         # CODEPATH: SigLIP towers, whose pooling head is not built here.

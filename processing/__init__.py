@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from fusedvlm.lazy import late_function
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 
-from .build_processor import build_processor, clip_query_tokenizer, default_chat_template
+from .build_processor import build_processor, clip_query_tokenizer, default_chat_template, exactly_as_asked
 from .image_processing_fusedvlm import FusedVLMImageProcessor
 from .image_processing_pil_fusedvlm import FusedVLMImageProcessorPil
 from .processing_fusedvlm import FusedVLMProcessor
@@ -30,4 +30,5 @@ __all__ = [
     "build_processor",
     "clip_query_tokenizer",
     "default_chat_template",
+    "exactly_as_asked",
 ]

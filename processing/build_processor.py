@@ -61,9 +61,17 @@ def build_processor(
         num_visual_tokens=config.num_visual_tokens,
         num_followup_visual_tokens=config.num_followup_visual_tokens,
         max_num_visual_tokens=config.max_num_visual_tokens,
+        trained_num_visual_tokens=config.trained_num_visual_tokens,
+        trained_num_visual_tokens_is_range=config.trained_num_visual_tokens_is_range,
         connector=kind.facts(config),
         chat_template=chat_template or default_chat_template(tokenizer.chat_template),
     )
+
+
+def exactly_as_asked(processor: Any) -> dict[str, str]:
+    """Keyword arguments of a call that trains or measures at m, and means m, where the processor rounds m down."""
+    rounds = getattr(processor, "num_visual_tokens_policy", "as_asked") != "as_asked"
+    return {"num_visual_tokens_policy": "as_asked"} if rounds else {}  # a variant's own older code knows no policy
 
 
 def load_text_tokenizer(config: "FusedVLMConfig", text: str | None = None) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import cached_file
 
-from .processing_fusedvlm_counts import VisualTokenCounts, whole_number
+from .processing_fusedvlm_counts import VisualTokenDial, check_policy
 from .processing_fusedvlm_messages import check_conversations, check_text
 from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, replacement_offsets
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
@@ -55,7 +55,7 @@ else:
     Options = Unpack[FusedVLMProcessorKwargs]
 
 
-class FusedVLMProcessor(ProcessorMixin):
+class FusedVLMProcessor(VisualTokenDial, ProcessorMixin):
     """Image processor, LLM tokenizer and query tokenizer behind one call.
 
     Args:
@@ -67,6 +67,10 @@ class FusedVLMProcessor(ProcessorMixin):
         num_visual_tokens: m, default per image for the first question; per view for connectors that count so.
         num_followup_visual_tokens: m', default for later questions.
         max_num_visual_tokens: largest count the model was trained with; defaults to m.
+        trained_num_visual_tokens: every count the model was trained with; None when that is not known.
+        trained_num_visual_tokens_is_range: whether every count from the smallest to the largest of these was.
+        num_visual_tokens_policy: what happens to a count that was not trained: "as_asked" serves it and warns once,
+            "round_down" takes the next smaller one that was.
         connector: what the model's connector can give (`FusedVLMConnector.facts`); None for the fused one.
         chat_template: Jinja template that renders marked text.
     """
@@ -86,6 +90,9 @@ class FusedVLMProcessor(ProcessorMixin):
         num_visual_tokens: int = 256,
         num_followup_visual_tokens: int | None = None,
         max_num_visual_tokens: int | None = None,
+        trained_num_visual_tokens: list[int] | None = None,
+        trained_num_visual_tokens_is_range: bool | None = None,
+        num_visual_tokens_policy: str = "as_asked",
         connector: dict | None = None,
         chat_template: Any = None,
         **kwargs: Any,
@@ -100,17 +107,16 @@ class FusedVLMProcessor(ProcessorMixin):
         self.connector = connector
         self.num_visual_tokens = num_visual_tokens
         self.max_num_visual_tokens = max_num_visual_tokens or num_visual_tokens
+        self.trained_num_visual_tokens = trained_num_visual_tokens
+        self.trained_num_visual_tokens_is_range = trained_num_visual_tokens_is_range
+        self.num_visual_tokens_policy = check_policy(num_visual_tokens_policy)
+        self._has_warned = False
         if num_followup_visual_tokens is None:
             num_followup_visual_tokens = self.counts.default_followup(num_visual_tokens, 8)
         self.num_followup_visual_tokens = num_followup_visual_tokens
         super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template, **kwargs)
         self.counts.check(num_visual_tokens, "num_visual_tokens")
         self.counts.check_followup(num_followup_visual_tokens, num_visual_tokens)
-
-    @property
-    def counts(self) -> VisualTokenCounts:
-        """What the model's connector can give."""
-        return VisualTokenCounts(self.connector, self.max_num_visual_tokens)
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -173,6 +179,7 @@ class FusedVLMProcessor(ProcessorMixin):
         num_visual_tokens: int | list[int] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
+        num_visual_tokens_policy: str | None = None,
         **kwargs: Options,
     ) -> BatchFeature:
         """Build a batch.
@@ -186,6 +193,7 @@ class FusedVLMProcessor(ProcessorMixin):
             num_visual_tokens: m, for all prompts or per prompt.
             num_followup_visual_tokens: m', for all prompts or per prompt.
             return_assistant_tokens_mask: also return `assistant_masks` (B, L), 1 on answers and what ends them.
+            num_visual_tokens_policy: "as_asked" or "round_down", for this call.
 
         Returns:
             `BatchFeature` with the layout on top of this module.
@@ -201,7 +209,7 @@ class FusedVLMProcessor(ProcessorMixin):
             return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
         prompts = self._parse(text, questions)
         images = self._flatten_images(images, prompts)
-        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens)
+        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens, num_visual_tokens_policy)
         encoded: Any = {}
         views = None
         if images:
@@ -218,6 +226,7 @@ class FusedVLMProcessor(ProcessorMixin):
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
         image_num_views: list[int] | None = None,
+        num_visual_tokens_policy: str | None = None,
         **kwargs: Options,
     ) -> BatchFeature:
         """The text half of a call: everything but pixels, for images whose view features are already computed.
@@ -227,7 +236,7 @@ class FusedVLMProcessor(ProcessorMixin):
         """
         merged = self._merged(kwargs)
         prompts = self._parse(text, questions)
-        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens)
+        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens, num_visual_tokens_policy)
         views = None if image_num_views is None else [int(number) for number in image_num_views]
         data = self._encode(prompts, counts, views, return_assistant_tokens_mask, merged)
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
@@ -273,31 +282,6 @@ class FusedVLMProcessor(ProcessorMixin):
             sizes.append(rules.marker_sizes(prompt, first, followup, None if views is None else views[start:stop]))
             start = stop
         return sizes
-
-    def _counts(self, num_prompts: int, first_counts: Any, followup_counts: Any) -> list[tuple[int, int]]:
-        """(m, m') of every prompt."""
-        rules, counts = self.counts, []
-        for sample in range(num_prompts):
-            first = self._per_sample(first_counts, "num_visual_tokens", sample, num_prompts)
-            rules.check(first, "num_visual_tokens")
-            if followup_counts is None:
-                followup = rules.default_followup(first, self.num_followup_visual_tokens)
-            else:
-                followup = self._per_sample(followup_counts, "num_followup_visual_tokens", sample, num_prompts)
-                rules.check_followup(followup, min(first, followup) if rules.connector["nested"] else first)
-                followup = min(first, followup)  # m' follows m down, as in the published (1, 1)
-            counts.append((first, followup))
-        return counts
-
-    def _per_sample(self, value: Any, name: str, sample: int, batch_size: int) -> int:
-        """The count that is asked for for one sample."""
-        if value is None:
-            return getattr(self, name)
-        if isinstance(value, (list, tuple)):
-            if len(value) != batch_size:
-                raise ValueError(f"{name} has {len(value)} entries for {batch_size} prompts.")
-            value = value[sample]
-        return whole_number(value, name)
 
     def _set_questions(self, prompts: list[Prompt], questions: Any) -> None:
         """Replace the questions found in the text by explicit ones, and refuse empty questions about an image."""
@@ -427,7 +411,7 @@ class FusedVLMProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """Text that stands for one image's placeholders: m times the marker."""
         views = int(image_inputs["image_num_views"][image_idx]) if self.counts.per_view else 1
-        return self.image_token * self.num_visual_tokens * views
+        return self.image_token * self.served_num_visual_tokens() * views
 
     def _get_num_multimodal_tokens(
         self, image_sizes: list[tuple[int, int]] | None = None, **kwargs: Any
@@ -436,6 +420,7 @@ class FusedVLMProcessor(ProcessorMixin):
         data: dict[str, list[int]] = {}
         if image_sizes is not None:
             m = int(kwargs.get("num_visual_tokens") or self.num_visual_tokens)
+            m = self.served_num_visual_tokens(m)
             views = [self.image_processor.get_number_of_views(*size, kwargs) for size in image_sizes]
             tokens = [m * number if self.counts.per_view else m for number in views]
             data.update(num_image_tokens=tokens, num_image_patches=views)

@@ -2,8 +2,16 @@
 
 from typing import Any
 
+from transformers.utils import logging
+
 from .processing_fusedvlm_prompt import Prompt
 
+logger = logging.get_logger(__name__)
+
+FOLLOWUP = "num_followup_visual_tokens"
+
+# What happens to a count that was not trained.
+POLICIES = ("as_asked", "round_down")
 # The fused connector, which folders saved without an entry have: any m up to the largest trained one.
 FUSED = {
     "name": "fused",
@@ -24,20 +32,65 @@ def whole_number(value: Any, name: str) -> int:
     return number
 
 
+def check_policy(policy: str) -> str:
+    """The policy, where it is one; raises `ValueError` naming them."""
+    if policy not in POLICIES:
+        raise ValueError(f"num_visual_tokens_policy={str(policy)[:60]!r} must be {' or '.join(POLICIES)}.")
+    return policy
+
+
 class VisualTokenCounts:
     """The model's own checks of m and m', made before anything is encoded.
 
     Args:
         connector: what the model's configuration says of its connector (`FusedVLMConnector.facts`); None for fused.
         largest: the largest m the model was trained with.
+        trained: every m the model was trained with; None when nobody knows.
+        is_range: whether every m from the smallest to the largest of these was.
     """
 
-    def __init__(self, connector: dict[str, Any] | None, largest: int) -> None:
+    def __init__(
+        self,
+        connector: dict[str, Any] | None,
+        largest: int,
+        trained: list[int] | None = None,
+        is_range: bool | None = None,
+    ) -> None:
         self.connector = {**FUSED, **(connector or {})}
         self.is_fused = self.connector["name"] == "fused"
         self.per_view = self.connector["per_view"]
         self.reads_question = self.connector["reads_question"]
         self.largest = largest
+        self.trained = None if trained is None else sorted(trained)
+        self.is_range = bool(is_range)
+
+    def is_trained(self, value: int, also: int | None = None) -> bool:
+        """Whether the model was trained with this number, as far as anybody knows; `also` is a further one it was."""
+        if self.trained is None or value in (0, also):
+            return True
+        return self.trained[0] <= value <= self.trained[-1] if self.is_range else value in self.trained
+
+    def round_down(self, value: int, name: str, also: int | None = None) -> int:
+        """The largest trained number up to `value`; raises `ValueError` when there is none."""
+        if self.trained is None or self.is_trained(value, also):
+            return value
+        smaller = [m for m in (*self.trained, also) if m is not None and m <= value]
+        if not smaller:
+            raise ValueError(
+                f"{name}={value} is below every m this model was trained with, so it cannot be rounded down; the "
+                f"smallest is {self.trained[0]}."
+            )
+        return max(smaller)
+
+    def explain_untrained(self, value: int, name: str) -> str:
+        """What to know of a number that is served and was not trained."""
+        trained = self.trained or []
+        listed = f"{trained[0]} to {trained[-1]}" if self.is_range else ", ".join(map(str, trained))
+        return (
+            f"{name}={value} is served, but this model was trained with m = {listed[:80]} only, and in between more "
+            "tokens need not help: the last query was never trained there. num_visual_tokens_policy='round_down' takes "
+            "the next smaller trained one."
+        )
 
     def check(self, value: int, name: str) -> None:
         """Raise `ValueError`, with the counts there are, when the model cannot give this number."""
@@ -100,3 +153,72 @@ class VisualTokenCounts:
                 sizes.append(followup * copies[seen])
                 seen += 1
         return sizes
+
+
+class VisualTokenDial:
+    """The processor's m and m': its own, those of a call, and what is served in their place."""
+
+    connector: dict[str, Any] | None
+    num_visual_tokens: int
+    num_followup_visual_tokens: int
+    max_num_visual_tokens: int
+    trained_num_visual_tokens: list[int] | None
+    trained_num_visual_tokens_is_range: bool | None
+    num_visual_tokens_policy: str
+    _has_warned: bool  # of a count that was not trained
+
+    @property
+    def counts(self) -> VisualTokenCounts:
+        """What the model's connector can give."""
+        return VisualTokenCounts(
+            self.connector,
+            self.max_num_visual_tokens,
+            self.trained_num_visual_tokens,
+            self.trained_num_visual_tokens_is_range,
+        )
+
+    def _counts(
+        self, num_prompts: int, first_counts: Any, followup_counts: Any, policy: str | None = None
+    ) -> list[tuple[int, int]]:
+        """(m, m') of every prompt."""
+        rules, counts = self.counts, []
+        policy = self.num_visual_tokens_policy if policy is None else check_policy(policy)
+        for sample in range(num_prompts):
+            asked = self._per_sample(first_counts, "num_visual_tokens", sample, num_prompts)
+            rules.check(asked, "num_visual_tokens")
+            first = self._serve(rules, asked, "num_visual_tokens", policy)
+            if followup_counts is None:
+                followup = rules.default_followup(first, self.num_followup_visual_tokens)
+            else:
+                followup = self._per_sample(followup_counts, "num_followup_visual_tokens", sample, num_prompts)
+                rules.check_followup(followup, min(asked, followup) if rules.connector["nested"] else asked)
+                # m' follows m down, as in the published (1, 1), and where m is rounded down.
+                followup = first if followup == asked else min(first, followup)
+                own = self.num_followup_visual_tokens
+                followup = first if followup == first else self._serve(rules, followup, FOLLOWUP, policy, own)
+            counts.append((first, followup))
+        return counts
+
+    def served_num_visual_tokens(self, num_visual_tokens: int | None = None) -> int:
+        """The m that a call with this m gets, by `num_visual_tokens_policy`; the default m when none is given."""
+        m = self.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+        return self._serve(self.counts, m, "num_visual_tokens", self.num_visual_tokens_policy)
+
+    def _serve(self, rules: VisualTokenCounts, value: int, name: str, policy: str, also: int | None = None) -> int:
+        """The count that stands for one that is asked for: itself, or the next smaller one that was trained."""
+        if policy == "round_down":
+            return rules.round_down(value, name, also)
+        if not self._has_warned and not rules.is_trained(value, also):
+            self._has_warned = True
+            logger.warning(rules.explain_untrained(value, name))
+        return value
+
+    def _per_sample(self, value: Any, name: str, sample: int, batch_size: int) -> int:
+        """The count that is asked for for one sample."""
+        if value is None:
+            return getattr(self, name)
+        if isinstance(value, (list, tuple)):
+            if len(value) != batch_size:
+                raise ValueError(f"{name} has {len(value)} entries for {batch_size} prompts.")
+            value = value[sample]
+        return whole_number(value, name)

@@ -81,6 +81,7 @@ class VisualChat:
         except Exception as error:
             # Readers of damaged JSON, safetensors and tokenizer files all raise types of their own.
             raise ValueError(f"{model_name_or_path} cannot be loaded: {_first_line(error)}") from error
+        know_trained_counts(self.processor, model.config)
         self.name, self.model = str(model_name_or_path), model
         if target is not None:
             self.model.to(target)
@@ -90,6 +91,22 @@ class VisualChat:
         config = self.model.config
         m = f"m={config.num_visual_tokens} of 1..{config.max_num_visual_tokens}"
         return f"VisualChat({self.name!r}, {m}, {self.model.dtype}, {self.model.device})"
+
+    def round_down(self) -> None:
+        """Take the next smaller m that was trained where the m of a question was not.
+
+        Raises:
+            ValueError: when the variant brings older code of its own, which cannot.
+        """
+        if not hasattr(self.processor, "num_visual_tokens_policy"):
+            raise ValueError("The code in this variant's folder cannot round m down; ask for an m that was trained.")
+        self.processor.num_visual_tokens_policy = "round_down"
+
+    def served(self, num_visual_tokens: int | None = None) -> int:
+        """The m that a question gets: the one asked for, or a smaller one where the processor rounds down."""
+        if hasattr(self.processor, "served_num_visual_tokens"):
+            return self.processor.served_num_visual_tokens(num_visual_tokens)
+        return num_visual_tokens or self.model.config.num_visual_tokens
 
     def ask(
         self,
@@ -205,6 +222,13 @@ class VisualChat:
             add_generation_prompt=True,
             processor_kwargs=kwargs,
         ).to(self.model.device)
+
+
+def know_trained_counts(processor: Any, config: Any) -> None:
+    """Tell a processor that was saved before it knew which m were trained, so that it can warn of the others."""
+    if getattr(processor, "trained_num_visual_tokens", False) is None:  # a variant's own older code has no such field
+        processor.trained_num_visual_tokens = list(config.trained_num_visual_tokens)
+        processor.trained_num_visual_tokens_is_range = getattr(config, "trained_num_visual_tokens_is_range", None)
 
 
 class _Closed(StoppingCriteria):

@@ -26,6 +26,9 @@ def describe(
         int | None,
         typer.Option("--num-visual-tokens", "-m", help="m, visual tokens per image; the variant's own by default."),
     ] = None,
+    round_down: Annotated[
+        bool, typer.Option("--round-down", help="Where m was not trained, take the next smaller one that was.")
+    ] = False,
     together: Annotated[
         bool, typer.Option("--together", help="Show all images in one conversation instead of one each.")
     ] = False,
@@ -54,6 +57,8 @@ def describe(
     chat.model.config.check_num_visual_tokens(
         chat.model.config.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
     )
+    if round_down:
+        chat.round_down()
     groups = [(images, loaded)] if together else [([name], [image]) for name, image in zip(images, loaded, strict=True)]
     records = []
     for names, shown in progress(groups, description="answering", disable=len(groups) == 1):
@@ -82,7 +87,7 @@ def _converse(
                 "images": list(names),
                 "question": text,
                 "answer": answer,
-                "num_visual_tokens": m or chat.model.config.num_visual_tokens,
+                "num_visual_tokens": chat.served(m),
                 "seconds": round(time.perf_counter() - started, 4),
             }
         )

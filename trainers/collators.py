@@ -7,6 +7,7 @@ import torch
 
 from fusedvlm.data.prepare.row_check import Overlong, RowChecker, RowLimits, UntrainableRow, refuse_untaught, unlimited
 from fusedvlm.data.records import answers_per_segment, normalize_sample
+from fusedvlm.processing import exactly_as_asked
 
 if TYPE_CHECKING:
     from fusedvlm.processing import FusedVLMProcessor
@@ -143,6 +144,7 @@ class ConversationCollator:
             "padding_side": "right",
             "return_tensors": "pt",
             "return_assistant_tokens_mask": True,
+            **exactly_as_asked(self.processor),
         }
         if is_cached:
             features = [torch.as_tensor(views) for sample in checked for views in sample["images"]]

@@ -126,6 +126,8 @@ def set_visual_tokens(
     config.num_followup_visual_tokens = num_followup
     processor.num_visual_tokens, processor.num_followup_visual_tokens = num_visual_tokens, num_followup
     processor.max_num_visual_tokens = max(trained)
+    processor.trained_num_visual_tokens = trained
+    processor.trained_num_visual_tokens_is_range = config.trained_num_visual_tokens_is_range = False
 
 
 def _from_saved(arguments: ModelArguments, stage: str) -> tuple[FusedVLMPreTrainedModel, FusedVLMProcessor]:
