@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
+from fusedvlm.console import say
 from fusedvlm.data.mixing.grouped import GroupedBatches
 from fusedvlm.files import read_json, write_json
 from fusedvlm.lazy import late_function
@@ -138,10 +139,11 @@ class FusedVLMTrainer(AtomicCheckpoints, Trainer):
             return
         begun = bool(read_json(path).get("fusion_row_per_turn"))
         if begun != model.config.fusion_row_per_turn:
-            logger.warning(
-                f"{checkpoint.name} was trained with fusion_row_per_turn={begun}, so the run goes on with it; to "
-                "change it, begin a new run from those weights."
-            )
+            if self.is_world_process_zero():
+                say(
+                    f"{checkpoint.name} was trained with fusion_row_per_turn={begun}, so the run goes on with it; to "
+                    "change it, begin a new run from those weights."
+                )
             model.config.fusion_row_per_turn = begun
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.nn import functional as F
 
 from fusedvlm.data.mixing.grouped import source_of_micro_batch
@@ -39,6 +40,26 @@ class GenerationTrainer(FusedVLMTrainer):
     arguments_class = GenerationArguments
     args: GenerationArguments
     _micro_batch = (-1, 0)  # (step, how many of its micro-batches this rank has begun)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; configuration and processor say from then on whether every m of a range is trained."""
+        self._state_trained_counts()
+        return super().train(*args, **kwargs)
+
+    def _state_trained_counts(self) -> None:
+        drawn = self.args.elastic_counts()
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        config, processor = model.config, self.processing_class
+        if drawn is None or not (drawn[0] <= min(config.trained_num_visual_tokens) <= drawn[-1]):
+            return
+        every = {m for m in config.connector_class.counts(config) if drawn[0] <= m <= config.max_num_visual_tokens}
+        if len(drawn) == 1 or not every <= {*drawn}:
+            return  # the listed counts, as they are
+        config.trained_num_visual_tokens = sorted({drawn[0], *config.trained_num_visual_tokens})
+        config.trained_num_visual_tokens_is_range = True
+        if hasattr(processor, "trained_num_visual_tokens"):
+            processor.trained_num_visual_tokens = list(config.trained_num_visual_tokens)
+            processor.trained_num_visual_tokens_is_range = True
 
     def default_collator(self, processor: Any, args: Any, model: Any, **kwargs: Any) -> ConversationCollator:
         """Collator at the largest m that can be drawn."""

@@ -907,4 +907,32 @@ MUTANTS = [
         "bad += int((~piece.isfinite()).sum()) * 0",
         ("tests/hub_cards/test_attacks.py::test_content_that_does_not_hold_together[NaN in the weights]",),
     ),
+    Mutant(
+        "an m between listed ones is taken for trained",
+        "processing/processing_fusedvlm_counts.py",
+        "if self.is_range else value in self.trained",
+        "if self.trained else value in self.trained",
+        ("tests/processing/test_trained_counts.py::test_an_untrained_count_is_served_and_told_once",),
+    ),
+    Mutant(
+        "m is rounded down below the next trained one",
+        "processing/processing_fusedvlm_counts.py",
+        "return max(smaller)",
+        "return min(smaller)",
+        ("tests/processing/test_trained_counts.py::test_a_count_is_rounded_down_on_request",),
+    ),
+    Mutant(
+        "a range that ends below the dial is called every m",
+        "trainers/generation.py",
+        "if len(drawn) == 1 or not every <= {*drawn}:",
+        "if len(drawn) == 1:",
+        ("tests/trainers/test_elastic.py::test_a_checkpoint_says_whether_every_m_was_trained",),
+    ),
+    Mutant(
+        "evaluation at m rounds down",
+        "processing/build_processor.py",
+        'return {"num_visual_tokens_policy": "as_asked"} if rounds else {}',
+        "return {}",
+        ("tests/processing/test_trained_counts.py::test_who_trains_or_measures_at_m_means_m",),
+    ),
 ]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from transformers import AutoProcessor
+from transformers.utils import logging
 from typer.testing import CliRunner
 
 from fusedvlm.cli import app
@@ -15,6 +16,15 @@ from fusedvlm.processing.processing_fusedvlm_counts import VisualTokenCounts
 from fusedvlm.serving.chat import know_trained_counts
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ConversationCollator
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_shown():
+    """Commands that ran before in this process may have set the verbosity."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Elastic m: dropping placeholders equals building the batch at that m; draws depend on seed and step alone."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -190,3 +191,29 @@ def test_the_documented_comparison_is_the_record():
 
     assert len(scores(page)) == 3
     assert scores(page) == scores(record)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "trained", "is_range", "listed"),
+    [
+        ({"elastic_range": [1, 12]}, [1, 7, 12], True, [1, 7, 12]),
+        ({"elastic_range": [1, 12]}, [7, 12], True, [1, 7, 12]),
+        ({"elastic_range": [1, 8]}, [1, 7, 12], False, [1, 7, 12]),  # the dial goes further than what was drawn
+        ({"elastic_range": [4, 12]}, [1, 7, 12], False, [1, 7, 12]),
+        ({"elastic_num_visual_tokens": [1, 7, 12]}, [1, 7, 12], False, [1, 7, 12]),
+        ({}, [1, 7, 12], False, [1, 7, 12]),
+    ],
+)
+def test_a_checkpoint_says_whether_every_m_was_trained(
+    backbones, processor, tmp_path, drawn, trained, is_range, listed
+):
+    model = tiny.build_model(backbones, trained_num_visual_tokens=trained)
+    own = tiny.build_tiny_processor(model)
+    args = arguments(GenerationArguments, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, **drawn)
+    trainer = GenerationTrainer(model=model, args=args, train_dataset=DATA, processing_class=own)
+    assert model.config.trained_num_visual_tokens_is_range is False
+    trainer.train()
+    for name in ("config.json", "processor_config.json"):
+        written = json.loads((tmp_path / "checkpoint-1" / name).read_text())
+        assert written["trained_num_visual_tokens_is_range"] is is_range
+        assert written["trained_num_visual_tokens"] == listed

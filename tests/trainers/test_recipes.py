@@ -17,6 +17,8 @@ from fusedvlm.trainers.recipes.recipe_files import (
 )
 from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run, read_recipe
 from fusedvlm.trainers.recipes.run_arguments import DataArguments
+from fusedvlm.trainers.runs.run_recipe import ELASTIC_BEFORE, as_begun
+from fusedvlm.trainers.runs.run_record import changes, write_record
 from fusedvlm.trainers.runs.training_data import open_datasets
 from fusedvlm.trainers.runs.variants import list_variants, plan_variant
 
@@ -111,8 +113,39 @@ def test_stage_3_is_the_papers_and_otherwise_stage_2():
 
 def test_the_elastic_run_covers_every_m_of_the_paper():
     result = plan("elastic")
-    assert sorted(result.training.elastic_num_visual_tokens) == sorted(m for m, _ in PAPER_PAIRS)
-    assert result.model.trained_num_visual_tokens == result.training.elastic_num_visual_tokens
+    assert result.training.elastic_range == [1, 768]
+    assert result.training.elastic_num_visual_tokens is None
+    assert result.training.elastic_counts() == list(range(1, 769))
+    assert sorted(result.model.trained_num_visual_tokens) == sorted(m for m, _ in PAPER_PAIRS)
+
+
+def test_counts_that_are_listed_over_the_elastic_recipe_take_the_place_of_its_range(tmp_path):
+    """What settings written before the range said, they say still."""
+    own = tmp_path / "own.yaml"
+    own.write_text("base: elastic\ntraining: {elastic_num_visual_tokens: [1, 8]}\n", encoding="utf-8")
+    listed = load_recipe("elastic")
+    listed.sections = merge(listed.sections, {"training": {"elastic_num_visual_tokens": [1, 8]}})
+    typed = load_recipe("elastic")
+    set_field(typed, "elastic_num_visual_tokens", [1, 8])
+    for recipe in (load_recipe(own), listed, typed):
+        training = recipe.sections["training"]
+        assert training["elastic_num_visual_tokens"] == [1, 8]
+        assert training["elastic_range"] is None
+    back = merge(listed.sections, {"training": {"elastic_range": [1, 4]}})
+    assert back["training"]["elastic_num_visual_tokens"] is None
+
+
+def test_a_run_of_the_elastic_recipe_begun_before_it_drew_every_m_goes_on_with_its_counts(tmp_path):
+    recipe = load_recipe("elastic")
+    set_field(recipe, "output_dir", str(tmp_path))
+    assert as_begun(recipe) is recipe
+    begun = merge(recipe.sections, {"training": {"elastic_num_visual_tokens": ELASTIC_BEFORE}})
+    write_record(tmp_path, {"format": 1, "recipe": begun})
+    again = as_begun(recipe).sections["training"]
+    assert again["elastic_num_visual_tokens"] == ELASTIC_BEFORE
+    assert changes(begun, as_begun(recipe).sections) == []
+    write_record(tmp_path, {"format": 1, "recipe": recipe.sections})
+    assert as_begun(recipe) is recipe
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_resumed_run_equals_the_uninterrupted_one(backbones, processor, tmp_path
         assert torch.equal(one, other), name
 
 
-def test_a_run_begun_before_the_field_goes_on_with_packed_rows(backbones, processor, tmp_path, caplog):
+def test_a_run_begun_before_the_field_goes_on_with_packed_rows(backbones, processor, tmp_path, capsys):
     """The script that began it builds a model with a row per turn today."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
@@ -180,7 +180,7 @@ def test_a_run_begun_before_the_field_goes_on_with_packed_rows(backbones, proces
     mark_complete(checkpoint)
     resumed = run(tmp_path / "resumed", resume=str(checkpoint))
     assert resumed.config.fusion_row_per_turn is False
-    assert "trained with fusion_row_per_turn=False" in caplog.text
+    assert "trained with fusion_row_per_turn=False" in capsys.readouterr().err
     for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(one, other), name
     other_rows = run(tmp_path / "new")

@@ -28,6 +28,8 @@ from fusedvlm.wording import fit, shown
 STAGES = ("contrastive", "generation", "variants")
 SECTIONS = ("model", "data", "run", "variants", "training")
 HEADERS = ("stage", "base", "preset")
+# What m is drawn from: these counts, or every integer of this range.
+ALTERNATIVES = ("elastic_num_visual_tokens", "elastic_range")
 
 
 @dataclass
@@ -127,6 +129,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     with one_line_errors("recipe"):
         kept = OmegaConf.create(base)
         _drop_replaced_towers(kept, changes)
+        _drop_alternatives(kept, changes)
         merged: Any = OmegaConf.to_container(OmegaConf.merge(kept, changes))
         return merged
 
@@ -140,6 +143,16 @@ def _drop_replaced_towers(base: DictConfig, changes: dict[str, Any]) -> None:
             base[key] = None
         elif isinstance(value, dict):
             _drop_replaced_towers(base[key], value)
+
+
+def _drop_alternatives(base: dict[str, Any] | DictConfig, changes: dict[str, Any]) -> None:
+    """Two fields that say one thing: stating one takes back what the base said by the other."""
+    for one, other in (ALTERNATIVES, ALTERNATIVES[::-1]):
+        if changes.get(one) is not None and other not in changes and base.get(other) is not None:
+            base[other] = None
+    for section, values in changes.items():
+        if isinstance(values, dict) and (isinstance(base.get(section), dict) or OmegaConf.is_dict(base.get(section))):
+            _drop_alternatives(base[section], values)
 
 
 @contextmanager
@@ -211,6 +224,8 @@ def set_field(recipe: Recipe, dotted: str, value: Any) -> None:
         config = OmegaConf.create(recipe.sections)
         for depth in range(2, len(parts)):
             _check_step(config, parts[:depth], parts[depth], dotted)
+        if len(parts) == 2:
+            _drop_alternatives(config, {parts[0]: {parts[1]: value}})
         OmegaConf.update(config, ".".join(parts), value, merge=False)
         sections: Any = OmegaConf.to_container(config)
         recipe.sections = sections

@@ -17,10 +17,14 @@ from fusedvlm.trainers.interruption import StopSignals, TrainingInterrupted
 from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
 from fusedvlm.trainers.recipes.recipe_parsing import plan_run, read_recipe
 
+from .run_record import read_record
 from .train import tell, train_stage
 from .variants import train_variants
 
 FINAL = "final"
+# What the shipped recipe `elastic` says of m, and what it said before it drew every integer.
+ELASTIC_NOW = [1, 768]
+ELASTIC_BEFORE = [1, 8, 16, 32, 64, 128, 256, 384, 512, 768]
 TITLES = {"contrastive": "stage 1 (contrastive)", "generation": "stage 2 (generation)"}
 
 
@@ -43,12 +47,31 @@ def run_recipe(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, preset)
+    recipe = as_begun(recipe)
     plan = plan_run(recipe)
     with StopSignals(f"{recipe.stage} before it was finished; nothing was published, and the same command goes on"):
         if recipe.stage == "variants":
             return train_variants(plan, callbacks)
         output_dir = Path(plan.training.output_dir)
         return train_stage(plan, output_dir, output_dir / FINAL, TITLES[recipe.stage], callbacks)
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe, with the counts of m that `elastic` listed when the run in its folder was begun.
+
+    The shipped recipe draws every integer today; a run under way goes on as it began.
+    """
+    training = recipe.sections.get("training", {})
+    if training.get("elastic_range") != ELASTIC_NOW or training.get("elastic_num_visual_tokens") is not None:
+        return recipe
+    folder = recipe.resolved().sections["training"].get("output_dir")
+    record = read_record(Path(folder)) if folder else None
+    begun = {} if record is None else record["recipe"].get("training", {})
+    if begun.get("elastic_range") is not None or begun.get("elastic_num_visual_tokens") != ELASTIC_BEFORE:
+        return recipe
+    tell(f"The run in {folder} goes on with the counts of m that it was begun with.")
+    sections = merge(recipe.sections, {"training": {"elastic_num_visual_tokens": ELASTIC_BEFORE}})
+    return Recipe(recipe.stage, sections, recipe.source)
 
 
 def run_stage(stage: str, words: Sequence[str]) -> None:
