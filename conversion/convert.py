@@ -362,12 +362,8 @@ def _token_counts(published: dict, rows: int, options: ConversionOptions, notes:
     if followup is not None and followup > m:
         notes.append(f"m'={followup} exceeds m={m}, which the published code refuses: m' is {m}.")
         followup = m
-    return {
-        "num_visual_tokens": m,
-        "num_followup_visual_tokens": followup,
-        "trained_num_visual_tokens": [m],
-        "trained_num_visual_tokens_is_range": False,
-    }
+    counts = {"num_visual_tokens": m, "num_followup_visual_tokens": followup, "trained_num_visual_tokens": [m]}
+    return {**counts, "trained_num_visual_tokens_is_range": False}
 
 
 def _placeholder_id(tokenizer: Path | None, notes: list[str]) -> int:

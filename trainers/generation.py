@@ -48,7 +48,7 @@ class GenerationTrainer(FusedVLMTrainer):
 
     def _state_trained_counts(self) -> None:
         drawn = self.args.elastic_counts()
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         config, processor = model.config, self.processing_class
         if drawn is None or not (drawn[0] <= min(config.trained_num_visual_tokens) <= drawn[-1]):
             return

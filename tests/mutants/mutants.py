@@ -37,8 +37,8 @@ MUTANTS = [
     Mutant(
         "mirrored EXIF orientations are ignored",
         "processing/image_processing_fusedvlm_loading.py",
-        "turn = TURNS.get(image.getexif().get(ORIENTATION))",
-        "turn = TURNS.get(image.getexif().get(ORIENTATION)) if image.getexif().get(ORIENTATION) in (3, 6, 8) else None",
+        "turn = TURNS.get(image.getexif().get(ORIENTATION, 0))",
+        "turn = TURNS.get(image.getexif().get(ORIENTATION, 0) if image.getexif().get(ORIENTATION) in (3, 6, 8) else 0)",
         ("tests/processing/test_orientation.py::test_every_orientation_comes_upright",),
     ),
     Mutant(
@@ -209,9 +209,9 @@ MUTANTS = [
     ),
     Mutant(
         "m' does not follow m down",
-        "processing/processing_fusedvlm.py",
-        "followup = min(first, followup)  # ",
-        "followup = followup + 0  # ",
+        "processing/processing_fusedvlm_counts.py",
+        "followup = first if followup == asked else min(first, followup)",
+        "followup = followup + 0",
         ("tests/trainers/test_elastic.py::test_shrinking_equals_building_at_that_m",),
     ),
     Mutant(

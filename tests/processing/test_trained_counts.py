@@ -90,6 +90,15 @@ def test_followups_are_rounded_down_too_and_their_own_count_counts_as_trained(li
     assert counts(listed, 6, 5, turns=2) == [1, 1]
 
 
+def test_later_questions_of_connectors_that_are_not_nested_follow_m_down(listed):
+    rules = {"name": "grid", "counts": [1, 4, 9], "smallest": 1, "per_view": False, "reads_question": True}
+    listed.connector = {**rules, "question_tokens": "own", "nested": False}
+    listed.trained_num_visual_tokens, listed.num_visual_tokens_policy = [1, 9], "round_down"
+    assert counts(listed, 4, turns=2) == [1, 1]
+    assert counts(listed, 4, 4, turns=2) == [1, 1]
+    assert counts(listed, 9, 9, turns=2) == [9, 9]
+
+
 def test_lists_of_counts_are_rounded_one_by_one(listed):
     messages = [[tiny.user(tiny.picture(seed), text="what?")] for seed in range(3)]
     batch = listed.apply_chat_template(
