@@ -6,11 +6,17 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, SizeDict
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
 from transformers.processing_utils import ImagesKwargs
 
 from .image_processing_fusedvlm_arrays import to_rgb_channels, to_usable_array
-from .image_processing_fusedvlm_loading import to_upright_rgb
+from .image_processing_fusedvlm_loading import fetch_images, to_upright_rgb
 from .image_processing_fusedvlm_views import count_views
 
 AUTO_CLASSES = {
@@ -36,12 +42,26 @@ class FusedVLMImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class FusedVLMImageProcessorMixin:
-    """View counting, checks, and an `auto_map` that names both backends."""
+    """The published defaults, view counting, checks, and an `auto_map` that names both backends."""
 
-    # Of the backend it is mixed with.
-    size: Any
-    max_local_views: int
-    _auto_class: Any
+    model_input_names = ["pixel_values", "image_num_views"]
+    valid_kwargs: Any = FusedVLMImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    size: Any = {"height": 336, "width": 336}
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    max_local_views: int = 9
+    global_view = "padded_image"
+    keep_thin_images = True
+    _auto_class: Any  # of the backend it is mixed with
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Load paths, URLs, base64 strings and bytes; everything else passes through."""
+        return fetch_images(image_url_or_urls)
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """As the base class; refuses what only TRL's GRPO asks for, which would lose views and questions."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
+from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
 
 from .image_processing_fusedvlm_arrays import check_levels
@@ -18,7 +18,6 @@ from .image_processing_fusedvlm_common import (
     resize_bicubic,
     resize_with_pillow,
 )
-from .image_processing_fusedvlm_loading import fetch_images
 from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
 
 if TYPE_CHECKING:  # so that saving copies the other backend's file too
@@ -28,26 +27,8 @@ if TYPE_CHECKING:  # so that saving copies the other backend's file too
 class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
     """Images to views; see `FusedVLMImageProcessor`."""
 
-    model_input_names = ["pixel_values", "image_num_views"]
-    valid_kwargs = FusedVLMImageProcessorKwargs
-    resample = PILImageResampling.BILINEAR
-    size = {"height": 336, "width": 336}
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
-    max_local_views = 9
-    global_view = "padded_image"
-    keep_thin_images = True
-
     def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]  # there it is annotated with the usual options
-
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Load paths, URLs, base64 strings and bytes; everything else passes through."""
-        return fetch_images(image_url_or_urls)
 
     def process_image(
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
