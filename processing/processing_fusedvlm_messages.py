@@ -14,7 +14,7 @@ from PIL import Image
 
 ROLES = ("system", "user", "assistant")
 IMAGE_KEYS = ("image", "url", "path", "base64")
-IMAGE_TYPES = (str, bytes, bytearray, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
+IMAGE_TYPES = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
 OWN_TEMPLATE = "messages if message.role != 'system'"  # in every template of this package, and in no other
 
 
@@ -38,6 +38,9 @@ def check_conversations(conversation: Any, template: str) -> None:
             raise ValueError(f"Conversation {number} is a list of messages, one at least; got {shown(messages)}.")
         for place, message in enumerate(messages):
             _check_message(message, place, f"{where} {place}", OWN_TEMPLATE in template)
+        roles = [message["role"] for message in messages]
+        if OWN_TEMPLATE in template and roles[0] == "system" and "user" not in roles:
+            raise ValueError(f"{where} 0 is from the system and stands in the first question, but no user asks one.")
 
 
 def check_text(text: str, where: str) -> None:
@@ -76,6 +79,8 @@ def _check_message(message: Any, place: int, where: str, is_own_template: bool) 
         raise ValueError(f"{where} ({role}): content must be text or a list of parts, got {shown(content)}.")
     for number, part in enumerate(content or ()):
         _check_part(part, f"{where} ({role}), part {number}")
+        if is_own_template and role != "user" and part["type"] != "text":
+            raise ValueError(f"{where} ({role}), part {number} is an image; images belong to the user's messages.")
 
 
 def _check_part(part: Any, where: str) -> None:
@@ -89,9 +94,10 @@ def _check_part(part: Any, where: str) -> None:
         if len(given) > 1:
             raise ValueError(f"{where}: give one of {', '.join(given)}, they would be {len(given)} images.")
         for key, value in given.items():
-            if not isinstance(value, IMAGE_TYPES):
+            if not _may_be_image(value):
                 raise ValueError(
-                    f"{where}: {key} must be a picture, array, path, URL or base64 string, got {shown(value)}."
+                    f"{where}: {key} must be a picture, array, path, URL, base64 string, bytes or open file, got "
+                    f"{shown(value)}."
                 )
     elif kind == "image_url":
         address = part.get("image_url")
@@ -101,3 +107,10 @@ def _check_part(part: Any, where: str) -> None:
     else:
         what = f"type {shown(kind)}" if isinstance(part, Mapping) else f"{shown(part)}, which is no part"
         raise ValueError(f"{where} is of {what}; this model reads text, image and image_url parts.")
+
+
+def _may_be_image(value: Any) -> bool:
+    """Whether the image processor can read something of this kind: open files, rows of `datasets` and arrays, too."""
+    if isinstance(value, Mapping):
+        return "bytes" in value
+    return isinstance(value, IMAGE_TYPES) or callable(getattr(value, "read", None)) or hasattr(value, "__array__")

@@ -1,7 +1,10 @@
 """Conversations that a template would half read are refused in one line that names the message."""
 
+import io
+
 import numpy as np
 import pytest
+import torch
 
 from fusedvlm.tests import tiny
 
@@ -37,6 +40,13 @@ def encode(processor, messages, **kwargs):
         ([{"role": "user", "content": "half \ud800"}], "Message 0: character 5 of the text is half of a pair"),
         ([[{"role": "user", "content": "a"}], [{"role": "user", "content": 3}]], "Conversation 1, message 0"),
         ([{"role": "user", "content": "a"}, "b"], "Message 1 must be a mapping"),
+        ([{"role": "system", "content": "a"}], "Message 0 is from the system and stands in the first question"),
+        ([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "no user asks one"),
+        (
+            [{"role": "system", "content": [PICTURE, ASK]}, {"role": "user", "content": "a"}],
+            r"0 \(system\), part 0 is an",
+        ),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": [PICTURE]}], "belong to the user's"),
     ],
 )
 def test_what_cannot_be_read_is_named(processor, messages, message):
@@ -65,6 +75,21 @@ def test_what_can_be_read_still_is(processor, kind):
     expected = encode(processor, [{"role": "user", "content": [PICTURE, ASK]}])
     assert encode(processor, messages)["input_ids"].tolist() == expected["input_ids"].tolist()
     assert "<image>" in processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}, ASK]}])
+
+
+def test_a_message_may_hold_whatever_the_image_processor_reads(processor, tmp_path):
+    """Open files, bytes of any kind, rows of `datasets` and arrays of other libraries."""
+    path = tmp_path / "a.png"
+    tiny.picture(0).save(path)
+    data = path.read_bytes()
+    foreign = type("Foreign", (), {"__array__": lambda self, dtype=None, copy=None: np.asarray(tiny.picture(0))})()
+    expected = encode(processor, [{"role": "user", "content": [{"type": "image", "image": str(path)}, ASK]}])
+    rows = {"bytes": data, "path": "gone.png"}, {"bytes": None, "path": str(path)}
+    for source in (io.BytesIO(data), memoryview(data), bytearray(data), *rows, foreign):
+        found = encode(processor, [{"role": "user", "content": [{"type": "image", "image": source}, ASK]}])
+        assert torch.equal(found["pixel_values"], expected["pixel_values"]), type(source)
+    with pytest.raises(ValueError, match="open it in binary mode"):
+        encode(processor, [{"role": "user", "content": [{"type": "image", "image": io.StringIO("x")}, ASK]}])
 
 
 def test_an_llms_own_template_may_know_more_roles(processor):
