@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, initialization as init
-from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_connector_fused import FusedVLMProjector
@@ -23,6 +22,9 @@ from .modeling_fusedvlm_loading import (
     quantize_only_llm,
 )
 from .modeling_fusedvlm_views import FusedVLMViewMerger
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
 
 Model = TypeVar("Model", bound="FusedVLMPreTrainedModel")
 
@@ -178,9 +180,9 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         model: PreTrainedModel,
         state_dict: dict | None,
         checkpoint_files: list[str] | None,
-        load_config: LoadStateDictConfig,
+        load_config: "LoadStateDictConfig",
         expected_keys: list[str] | None = None,
-    ) -> tuple[LoadStateDictInfo, dict]:
+    ) -> "tuple[LoadStateDictInfo, dict]":
         if expected_keys is None:  # else an adapter is being loaded, and the files are the adapter's
             lenient, name = load_config.ignore_mismatched_sizes, load_config.pretrained_model_name_or_path
             check_record(model.config, checkpoint_files, name, lenient)
@@ -193,8 +195,8 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _finalize_model_loading(
-        model: Any, load_config: LoadStateDictConfig, loading_info: LoadStateDictInfo
-    ) -> LoadStateDictInfo:
+        model: Any, load_config: "LoadStateDictConfig", loading_info: "LoadStateDictInfo"
+    ) -> "LoadStateDictInfo":
         # Before what is missing gets memory and random numbers.
         check_tensors(model, loading_info, load_config)
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)

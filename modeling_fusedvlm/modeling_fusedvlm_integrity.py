@@ -11,11 +11,13 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, modeling_utils
-from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
 
 from .modeling_fusedvlm_loading import open_weights
 
@@ -168,7 +170,9 @@ def whole_numbers(file: str) -> list[str]:
 # -- names, shapes and values ----------------------------------------------------------------------------------------
 
 
-def check_tensors(model: PreTrainedModel, loading_info: LoadStateDictInfo, load_config: LoadStateDictConfig) -> None:
+def check_tensors(
+    model: PreTrainedModel, loading_info: "LoadStateDictInfo", load_config: "LoadStateDictConfig"
+) -> None:
     """Refuse a checkpoint that lacks tensors of the model, has others, or has them in another shape.
 
     A new model (no name, tensors handed over) may lack anything. A stage-1 checkpoint may lack the projection, and what
@@ -195,7 +199,7 @@ def check_tensors(model: PreTrainedModel, loading_info: LoadStateDictInfo, load_
 
 
 def _missing(
-    model: PreTrainedModel, loading_info: LoadStateDictInfo, is_quantized: bool, is_stage_1: bool
+    model: PreTrainedModel, loading_info: "LoadStateDictInfo", is_quantized: bool, is_stage_1: bool
 ) -> list[str]:
     lacking = set(loading_info.missing_keys)
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
@@ -210,7 +214,7 @@ def _missing(
     return sorted(lacking)
 
 
-def _unexpected(model: PreTrainedModel, loading_info: LoadStateDictInfo) -> list[str]:
+def _unexpected(model: PreTrainedModel, loading_info: "LoadStateDictInfo") -> list[str]:
     patterns = _patterns(model, "_keys_to_ignore_on_load_unexpected")
     patterns += [re.compile(r"rotary_emb\.inv_freq$"), re.compile(r"(^|\.)position_ids$")]  # buffers of old checkpoints
     is_whole = hasattr(model, "_has_llm") or hasattr(model, "answer_tower")

@@ -10,19 +10,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationConfig, PreTrainedConfig
-from transformers.modeling_utils import (
-    LoadStateDictConfig,
-    LoadStateDictInfo,
-    PreTrainedModel,
-    _get_resolved_checkpoint_files,
-    load_state_dict,
-)
+from transformers.modeling_utils import PreTrainedModel, _get_resolved_checkpoint_files, load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import cached_file
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictConfig, LoadStateDictInfo
 
 # The parts of a model by the prefixes of their parameters' names.
 VISION_PREFIXES = ("model.vision_tower.", "model.merger.")
@@ -93,7 +90,7 @@ def open_slices(files: list[str]) -> Iterator[dict[str, Any]]:
             pointer.__exit__(None, None, None)
 
 
-def text_checkpoint_files(config: PreTrainedConfig, load_config: LoadStateDictConfig) -> list[str]:
+def text_checkpoint_files(config: PreTrainedConfig, load_config: "LoadStateDictConfig") -> list[str]:
     """Checkpoint files of the referenced LLM. Raises `OSError` naming the LLM and the commit when unavailable."""
     name = resolve_text_model(config, load_config.pretrained_model_name_or_path)
     revision = config.text_model_revision
@@ -130,8 +127,8 @@ def load_with_text_model(
     model: PreTrainedModel,
     state_dict: dict | None,
     checkpoint_files: list[str] | None,
-    load_config: LoadStateDictConfig,
-) -> tuple[LoadStateDictInfo, dict]:
+    load_config: "LoadStateDictConfig",
+) -> "tuple[LoadStateDictInfo, dict]":
     """`PreTrainedModel._load_pretrained_model` over the variant's weights joined with the referenced LLM's."""
     with open_slices((checkpoint_files or []) if state_dict is None else []) as own:
         merged = dict(own) if state_dict is None else dict(state_dict)

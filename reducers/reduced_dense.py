@@ -44,7 +44,7 @@ class ReducedDense(ReducedModel):
             raise ValueError(f"Reducers keep some of a dense model's patches; connector={kind!r} has none to keep.")
         super().__init__(model, reducer, tokens_per_view, clip_questions)
 
-    def views_per_image(  # type: ignore[override]  # `images` of the base, by name
+    def views_per_image(
         self,
         pixel_values: torch.Tensor,
         image_num_views: torch.Tensor | None = None,
@@ -53,16 +53,12 @@ class ReducedDense(ReducedModel):
         """Views of each image, one each when `image_num_views` (images,) is not given."""
         return [1] * len(pixel_values) if image_num_views is None else image_num_views.tolist()
 
-    def own_features(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, **counts: torch.Tensor
-    ) -> list[torch.Tensor]:
+    def own_features(self, pixel_values: torch.Tensor, **counts: torch.Tensor) -> list[torch.Tensor]:
         """As the dense connector gives them."""
         tokens = self.project(self.model.model.get_view_features(pixel_values)[0])
         return [part.flatten(0, 1) for part in tokens.split(self.views_per_image(pixel_values, **counts))]
 
-    def own_counts(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, **counts: torch.Tensor
-    ) -> list[int]:
+    def own_counts(self, pixel_values: torch.Tensor, **counts: torch.Tensor) -> list[int]:
         """All patches of all views, in front of the first question only."""
         views = self.views_per_image(pixel_values, **counts)
         wanted = counts.get("num_visual_tokens")
@@ -73,9 +69,7 @@ class ReducedDense(ReducedModel):
             )
         return [self.num_patches * count for count in views]
 
-    def tower_features(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, **counts: torch.Tensor
-    ) -> TowerFeatures:
+    def tower_features(self, pixel_values: torch.Tensor, **counts: torch.Tensor) -> TowerFeatures:
         """Of the layer that the dense connector reads, the one before the last."""
         (layer,) = self.model.model.connector.hidden_layers()
         return read_tower(self.model.model.vision_tower, pixel_values, layer)

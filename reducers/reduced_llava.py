@@ -55,9 +55,7 @@ class ReducedLlava(ReducedModel):
         check_layer(config.vision_feature_layer, config.vision_config.num_hidden_layers)
         super().__init__(model, reducer, tokens_per_view, clip_questions)
 
-    def views_per_image(  # type: ignore[override]  # `images` of the base, by name
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
-    ) -> list[int]:
+    def views_per_image(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> list[int]:
         """One, or for NeXT the base view and the tiles that `image_sizes` (images, 2) call for."""
         if self.model.config.model_type == "llava":
             return [1] * len(pixel_values)
@@ -66,18 +64,14 @@ class ReducedLlava(ReducedModel):
         side, pinpoints = self.model.config.vision_config.image_size, self.model.config.image_grid_pinpoints
         return [image_size_to_num_patches(size, pinpoints, side) for size in image_sizes]
 
-    def own_features(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
+    def own_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> list[torch.Tensor]:
         """As `get_image_features` of the model, newlines and unpadding included."""
         sizes = {} if self.model.config.model_type == "llava" else {"image_sizes": image_sizes}
         return list(
             self.model.model.get_image_features(pixel_values=pixel_values, return_dict=True, **sizes).pooler_output
         )
 
-    def own_counts(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
-    ) -> list[int]:
+    def own_counts(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> list[int]:
         """All patches; for NeXT what unpadding leaves of them, and the newlines."""
         views = self.views_per_image(pixel_values, image_sizes)
         if self.model.config.model_type == "llava":
@@ -86,9 +80,7 @@ class ReducedLlava(ReducedModel):
         packed, _ = self.model.model.pack_image_features(blank, image_sizes, "default", image_newline=torch.zeros(1))
         return [len(tokens) for tokens in packed]
 
-    def tower_features(  # type: ignore[override]
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None
-    ) -> TowerFeatures:
+    def tower_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None) -> TowerFeatures:
         """Of every view, base view first; NeXT's (images, views, 3, S, S) are padded to the largest count."""
         if pixel_values.dim() == 5:
             views = self.views_per_image(pixel_values, image_sizes)

@@ -52,21 +52,21 @@ class ReducedModel:
         """Whether the model's own features are used."""
         return self.tokens_per_view == self.num_patches and self.reducer.keeps_all_untouched()
 
-    # -- what a model must tell ----------------------------------------------------------------------------------------
+    # -- what a model must tell: it names the images it takes ----------------------------------------------------------
 
-    def views_per_image(self, **images: torch.Tensor) -> list[int]:
+    def views_per_image(self, *args: Any, **images: Any) -> list[int]:
         """Views of each image of a batch."""
         raise NotImplementedError
 
-    def own_features(self, **images: torch.Tensor) -> list[torch.Tensor]:
+    def own_features(self, *args: Any, **images: Any) -> list[torch.Tensor]:
         """(tokens, H) of each image as the model itself has them."""
         raise NotImplementedError
 
-    def own_counts(self, **images: torch.Tensor) -> list[int]:
+    def own_counts(self, *args: Any, **images: Any) -> list[int]:
         """Placeholders the model's own processor writes for each image."""
         raise NotImplementedError
 
-    def tower_features(self, **images: torch.Tensor) -> TowerFeatures:
+    def tower_features(self, *args: Any, **images: Any) -> TowerFeatures:
         """Features of all views of a batch."""
         raise NotImplementedError
 
