@@ -2,7 +2,7 @@
 
 Folder X imports as `fusedvlm.X` through the map in pyproject.toml. Python follows it by a hook of setuptools; mypy,
 pyright and editors do not run hooks. For them `build/links/fusedvlm` holds links to the folders, and the editable
-install names `build/links` on the path (after the hook, so that Python itself never imports through the links).
+install names `build/links` on the path of the environment; Python itself never imports through the links.
 """
 
 import os
@@ -15,10 +15,10 @@ from setuptools.command.build_py import build_py
 TESTS = "fusedvlm.tests"
 ROOT = Path(__file__).resolve().parent
 LINKS = ROOT / "build" / "links"
-# Read after setuptools' own `__editable__.*.pth` (Python reads them in alphabetical order): its finder goes first.
-HOOK_FIRST = (
-    "import sys; sys.meta_path.sort("
-    "key=lambda finder: '__editable___fusedvlm' not in getattr(finder, '__module__', ''))"
+# A .pth file: the path, for those who read paths, and a finder that finds nothing there, for Python itself.
+PATH_FILE = (
+    "import sys, types; sys.path_importer_cache[{path!r}] = "
+    "types.SimpleNamespace(find_spec=lambda name, target=None: None)\n{path}\n"
 )
 
 
@@ -37,7 +37,7 @@ class BuildWithoutTests(build_py):
             self.run_command("links")
             site_packages = Path(self.get_finalized_command("install").install_purelib)
             site_packages.mkdir(parents=True, exist_ok=True)
-            (site_packages / "fusedvlm_links.pth").write_text(f"{HOOK_FIRST}\n{LINKS}\n", encoding="utf-8")
+            (site_packages / "fusedvlm_links.pth").write_text(PATH_FILE.format(path=str(LINKS)), encoding="utf-8")
 
 
 class Links(Command):

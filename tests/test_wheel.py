@@ -177,3 +177,13 @@ def test_an_editable_install_imports_from_the_checkout_and_never_through_the_lin
         done = subprocess.run([python, "-c", code], cwd=where, capture_output=True, text=True, check=True)
         wanted = [folder / name for name in ("fusedvlm/__init__.py", "trainers/__init__.py", "data/records.py")]
         assert done.stdout.split() == [str(path) for path in wanted]
+
+
+@pytest.mark.xdist_group("wheel")
+def test_another_copy_on_pythonpath_goes_before_an_editable_install(checkout, tmp_path):
+    (tmp_path / "copy" / "fusedvlm").mkdir(parents=True)
+    (tmp_path / "copy" / "fusedvlm" / "__init__.py").write_text("")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy")}
+    command = [checkout[1], "-c", "import fusedvlm; print(fusedvlm.__file__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "copy" / "fusedvlm" / "__init__.py")
