@@ -257,7 +257,7 @@ def save_record(family: Family, settings: Settings) -> None:
     record = {
         "command": environment.command,
         "versions": environment.versions,
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "groups": dict(settings.groups), "dense_counts": settings.dense_counts},
         "data": {
             "source": "rendered by fusedvlm.quickstart.world from seed and index",
             "seed": settings.seed,

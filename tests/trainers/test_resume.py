@@ -34,11 +34,17 @@ def stage2(data, stage1, tmp_path_factory):
 
 
 ELASTIC = {"elastic_num_visual_tokens": [1, 3, 8], "elastic_warmup_fraction": 0.2, "elastic_warmup_minimum": 3}
+GROUPED = {
+    "batch_groups": {"a": 3, "b": 1}, "elastic_range": [1, 6], "elastic_by_source": {"b": [8, "2-4"]},
+    "elastic_per_sample_sources": ["a"], "elastic_followup": [1, 2], "loss_per": "answer", "until_loss": 0.01,
+    "until_loss_steps": 2, "dataloader_num_workers": 1, "elastic_warmup_minimum": 3, "elastic_warmup_sources": ["b"],
+}  # fmt: skip
 CASES = {
     "contrastive": ("contrastive", {}),
     "generation": ("generation", {}),
     "elastic": ("elastic", {"training": ELASTIC}),
     "mixture with workers": ("elastic", {"training": {**ELASTIC, "dataloader_num_workers": 1}, "weights": (3, 1)}),
+    "sources in groups": ("elastic", {"training": {**GROUPED, "elastic_num_visual_tokens": None}, "names": ("a", "b")}),
     "sparse logs": ("generation", {"training": {"logging_steps": 3}}),
 }
 
@@ -57,6 +63,10 @@ def make(data, stage1):
         if "weights" in sections:
             source = recipe.sections["data"]["sources"][0]
             recipe.sections["data"]["sources"] = [{**source, "weight": weight} for weight in sections["weights"]]
+        if "names" in sections:
+            source = recipe.sections["data"]["sources"][0]
+            recipe.sections["data"]["sources"] = [{**source, "name": name} for name in sections["names"]]
+            recipe.sections["run"]["global_batch_size"] = None
         return recipe
 
     return build

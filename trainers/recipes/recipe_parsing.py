@@ -152,6 +152,11 @@ def world_size() -> int:
 def _accumulation(run: RunArguments, training: dict, kind: Any) -> dict[str, int]:
     if run.global_batch_size is None:
         return {}
+    if training.get("batch_groups") is not None:
+        raise ValueError(
+            f"run.global_batch_size={run.global_batch_size} and training.batch_groups both say how many samples a step "
+            "has: set run.global_batch_size to null."
+        )
     fields = kind.__dataclass_fields__
     per_device = _as_int(training.get("per_device_train_batch_size"), fields["per_device_train_batch_size"].default)
     steps = gradient_accumulation(run.global_batch_size, per_device, world_size())
