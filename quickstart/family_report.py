@@ -16,6 +16,7 @@ from .compare import Comparison
 from .family import Family
 from .world import TASKS
 
+GROUP_NAMES = {False: "one-word tasks", True: "list and read"}
 TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
@@ -111,29 +112,27 @@ def between_neighbors(family: Family) -> list[dict[str, Any]]:
     return rows
 
 
-def comparison_figure(comparison: Comparison) -> Figure:
-    """Score against m, one-word tasks beside dense ones, for every recipe."""
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, dense, title in zip(panels, (False, True), ("one-word tasks", "list and read"), strict=True):
-        for entrant, color, marker, line in zip(comparison.entrants, (BLUE, ORANGE, RED), "osD", LINES, strict=False):
-            means, errors = entrant.means(dense), entrant.errors(dense)
-            axes.errorbar(
-                list(means),
-                list(means.values()),
-                yerr=list(errors.values()),
-                color=color,
-                marker=marker,
-                linestyle=line,
-                markersize=5,
-                label=entrant.title,
-            )
-        token_axis(axes, means)
-        axes.set_title(title, fontsize=11)
-        axes.set_ylim(0, 1.03)
-    panels[0].set_ylabel("mean score")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+def comparison_figure(comparison: Comparison, dense: bool) -> Figure:
+    """Mean score over one-word tasks, or over dense ones, against m, for every recipe."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for entrant, color, marker, line in zip(comparison.entrants, (BLUE, ORANGE, RED), "osD", LINES, strict=False):
+        means, errors = entrant.means(dense), entrant.errors(dense)
+        axes.errorbar(
+            list(means),
+            list(means.values()),
+            yerr=list(errors.values()),
+            color=color,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            label=entrant.title,
+        )
+    token_axis(axes, means)
+    axes.set_title(GROUP_NAMES[dense], fontsize=11)
+    axes.set_ylim(0, 1.03)
+    axes.set_ylabel("mean score")
+    figure.legend(loc="outside lower center", ncols=1, fontsize=9)
     return figure
 
 
@@ -163,7 +162,7 @@ def summary(families: list[Family], page: Path) -> dict[str, Any]:
 
 def score_figure(family: Family) -> Figure:
     """Score against m on logarithmic axes: each task, the mean with its fitted law, the mean on swapped images."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     for task in TASKS:
         points = [s for s in family.results.scores if s.task == task]
@@ -189,7 +188,7 @@ def score_figure(family: Family) -> Figure:
     token_axis(axes, means)
     axes.set_ylim(0, 1.03)
     axes.set_ylabel("score")
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3)
     return figure
 
 
@@ -243,7 +242,10 @@ def _family_view(family: Family) -> dict[str, Any]:
         "between": between_neighbors(family),
         "second_turns": second_turns(family),
         "comparison": None if family.comparison is None else family.comparison.entrants,
-        "comparison_plot": None if family.comparison is None else figure_uri(comparison_figure(family.comparison)),
+        "comparison_plots": []
+        if family.comparison is None
+        else [figure_uri(comparison_figure(family.comparison, dense)) for dense in GROUP_NAMES],
+        "group_names": GROUP_NAMES,
         "examples": list(shown.values()),
     }
 

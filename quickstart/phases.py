@@ -29,6 +29,7 @@ from .stages import Allowance, BarCallback, Clock, common_arguments
 
 # Seconds kept back for evaluation, saving, loading back and the report, on two idle cores.
 RESERVED_SECONDS = 40.0
+MOST_RESERVED = 0.3  # of the clock
 IDLE_STEP = 0.14  # seconds that a step takes on them
 REHEARSED_STEPS = 12
 LOOK_UP_SHARE = 0.4  # most of the time that the look-up phase may take
@@ -244,7 +245,9 @@ def train_generation(
     steps = settings.generation_steps
     dataset = elastic_conversations(settings, material.samples, material.features, steps)
     seconds = rehearse(settings, model, processor, dataset, material.folder).seconds_per_step
-    allowance = clock.allowance(RESERVED_SECONDS * max(1.0, seconds / IDLE_STEP))
+    # A busy machine needs longer for what follows; but never so long that nothing is left to train in.
+    reserve = min(RESERVED_SECONDS * max(1.0, seconds / IDLE_STEP), MOST_RESERVED * clock.budget)
+    allowance = clock.allowance(reserve)
     planned = max(1, min(steps, int(allowance.amount / seconds)))
     record.update(train_elastic(settings, model, processor, dataset, material, planned, allowance))
     if record["steps"] < steps:
