@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.tokenization_utils_base import TextInput
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 from transformers.utils import cached_file
 
 from .processing_fusedvlm_counts import VisualTokenDial, check_policy
@@ -82,9 +83,9 @@ class FusedVLMProcessor(VisualTokenDial, ProcessorMixin):
 
     def __init__(
         self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        query_tokenizer: Any = None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        query_tokenizer: PreTrainedTokenizerBase | None = None,
         image_token: str = IMAGE,
         image_token_id: int | None = None,
         num_visual_tokens: int = 256,
@@ -94,7 +95,7 @@ class FusedVLMProcessor(VisualTokenDial, ProcessorMixin):
         trained_num_visual_tokens_is_range: bool | None = None,
         num_visual_tokens_policy: str = "as_asked",
         connector: dict | None = None,
-        chat_template: Any = None,
+        chat_template: str | dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         if image_token != IMAGE:

@@ -1,6 +1,6 @@
 """A FusedVLM with the dense connector behind a training-free reducer."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -8,6 +8,9 @@ from .clip_questions import ClipQuestions
 from .reduced_model import ReducedModel
 from .token_reducers import TokenReducer
 from .tower_features import TowerFeatures, read_tower
+
+if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
 
 
 class ReducedDense(ReducedModel):
@@ -34,7 +37,7 @@ class ReducedDense(ReducedModel):
 
     def __init__(
         self,
-        model: Any,
+        model: "FusedVLMForConditionalGeneration",
         reducer: TokenReducer | str,
         tokens_per_view: int | None = None,
         clip_questions: ClipQuestions | None = None,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from fusedvlm.files import read_json, saying_when_full, sha256_of, write_atomically
@@ -160,8 +160,8 @@ class AtomicCheckpoints(Base):
     _boundary: dict | None = None  # generators and sums at the end of the last whole step
 
     def train(  # type: ignore[override]  # what is left of the arguments goes by name
-        self, resume_from_checkpoint: Any = None, **kwargs: Any
-    ) -> Any:
+        self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """As `Trainer.train`; True resumes from the newest whole checkpoint, and a damaged one is refused.
 
         Raises:
@@ -195,7 +195,7 @@ class AtomicCheckpoints(Base):
     def prepare_to_resume(self, checkpoint: Path) -> None:
         """What has to be as it was when the checkpoint was written and is not restored with its weights."""
 
-    def _train_until_stopped(self, stop: StopSignals, path: str | None, kwargs: dict) -> Any:
+    def _train_until_stopped(self, stop: StopSignals, path: str | None, kwargs: dict) -> TrainOutput:
         callback = StopAtBoundary(self, stop)
         # First of all callbacks, so that those that look before a save know of it.
         self.callback_handler.callbacks.insert(0, callback)

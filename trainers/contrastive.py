@@ -13,6 +13,7 @@ from .collators import ConversationCollator
 from .distributed import gather_rows
 
 if TYPE_CHECKING:
+    from fusedvlm.modeling_fusedvlm import FusedVLMForContrastiveLearning
     from fusedvlm.processing import FusedVLMProcessor
 
 
@@ -30,7 +31,9 @@ class ContrastiveTrainer(FusedVLMTrainer):
     arguments_class = ContrastiveArguments
     args: ContrastiveArguments
 
-    def __init__(self, model: Any, args: ContrastiveArguments, *others: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: "FusedVLMForContrastiveLearning", args: ContrastiveArguments, *others: Any, **kwargs: Any
+    ) -> None:
         if any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")):
             # Neither can hold a scalar; saving makes it one again.
             model.logit_scale = torch.nn.Parameter(model.logit_scale.detach().reshape(1))
