@@ -62,7 +62,7 @@ def test_the_page_does_what_it_says(tmp_path, monkeypatch):
     finally:
         CONNECTORS.pop("salient", None)
     assert "take 16 or 36 per view" in printed["python"]
-    assert "connector           salient" in printed["fusedvlm info runs/salient/final"]
+    assert "Connector                       salient" in printed["fusedvlm info runs/salient/final"]
     assert "SalientConnector" in printed["python elsewhere.py"]
     card = (tmp_path / "runs" / "salient" / "final" / "README.md").read_text(encoding="utf-8")
     assert "The patches with the largest features become tokens" in card
