@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart goals test lint types format pytest test-oldest fuzz mutants wheel-smoke clean
+.PHONY: help install development quickstart goals test lint types format pytest test-oldest fuzz mutants docs wheel-smoke clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -71,6 +71,11 @@ $(OLDEST_VENV)/.oldest: pyproject.toml
 
 test-oldest: $(OLDEST_VENV)/.oldest  ## Run the test suite with the oldest supported transformers, in an environment of its own.
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n auto --dist loadscope $(PYTEST_ARGS)
+
+docs: development  ## Build the docs as a site, with the API, in build/site; a warning is an error. ARGS=serve shows them while you write.
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python setup.py --quiet links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(or $(ARGS),build)
 
 wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty environment, and try it there.
 	rm -rf build/wheel-smoke build/lib
