@@ -263,12 +263,21 @@ def text_of_answer(answer: dict[str, Any]) -> str:
             f"the answer has no choices[0].message.content{f' but says {str(said)[:200]}' if said else ''}"
         ) from None
     if finish in CONTENT_STOPS or message.get("refusal"):
-        raise Declined("refused", str(message.get("refusal") or finish)[:300])
+        raise Declined("refused", writable(str(message.get("refusal") or finish))[:300])
     if finish == "length":
         raise Declined("cut", f"the reply was cut at its token limit after {len(text or '')} characters")
     if not isinstance(text, str):
         raise ValueError(f"the answer's content is {type(text).__name__}, not text")
-    return text
+    return writable(text)
+
+
+def writable(text: str) -> str:
+    """Text with U+FFFD for halves of characters, which broken JSON escapes leave and no file can hold.
+
+    >>> writable("a \\ud83d b")
+    'a \ufffd b'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class LocalModel:

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fusedvlm.data.mixing.mixture import Mixture, endless_rows, epoch_quotas, normalized_weights
-from fusedvlm.tests import tiny
 from fusedvlm.tests.processes import run_program
 from fusedvlm.trainers.callbacks.mixture_epochs import MixtureEpochs
 
@@ -233,7 +232,6 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.skipif(tiny.OLDEST, reason="the oldest supported transformers cannot resume several CPU processes")
 def test_two_ranks_see_every_row_once_and_resume_exactly(tmp_path):
     """Within the first and within the second epoch, with a worker process on each rank."""
     script = tmp_path / "ranks.py"

@@ -393,6 +393,22 @@ def test_a_page_of_html_says_so(tmp_path):
         endpoint(address, tries=2)([{"role": "user", "content": "x"}])
 
 
+@pytest.mark.parametrize("field", ["content", "refusal"])
+def test_half_a_character_in_one_reply_does_not_end_the_run(field, tmp_path):
+    def answer(body, before):
+        if number_of(body) != 1:
+            return good(body)
+        said = {"content": None, field: good(body).replace("red", "r\ud83ded")}
+        return json.dumps({"choices": [{"message": said}]}).encode()
+
+    out = tmp_path / "q.jsonl"
+    with chat_server(answer) as (address, _):
+        report = write_questions([sample(n) for n in range(3)], out, endpoint(address), QuestionOptions(("yes_no",)))
+    assert report["kept"] == {"yes_no": 6 if field == "content" else 4}
+    assert report["refused"] == (field == "refusal")
+    assert ("r\ufffded" in out.read_text(encoding="utf-8")) == (field == "content")
+
+
 def test_a_reply_is_cut_when_it_reaches_its_limit_without_an_end():
     assert is_cut([5, 6, 7], 3, eos_token_id=2)
     assert not is_cut([5, 6, 2], 3, eos_token_id=2)
