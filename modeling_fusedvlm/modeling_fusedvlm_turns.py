@@ -162,7 +162,7 @@ def _read_from_copies(
     rows = build_fusion_rows(view_tokens, [], replace(plan, segments=[]), keep_questions=False)
     is_view = rows.attention_mask.bool()
     cache = read_views(fuser, rows.embeds, is_view)
-    images = torch.tensor([segment.image for segment in plan.segments], device=view_tokens.device)
+    images = torch.tensor([segment.image for segment in plan.segments])  # here: layers may lie on several devices
     cache.batch_select_indices(images)
     texts = pad_sequence(text_tokens, batch_first=True)
     place = torch.arange(texts.shape[1], device=texts.device)

@@ -100,6 +100,15 @@ def test_round_trip_gives_the_published_folder_back(published, tmp_path):
     assert again.sizes == convert_published(published, tmp_path / "once_more").sizes
 
 
+def test_an_export_says_that_the_research_code_packs_turns(published, tmp_path):
+    convert_published(published, tmp_path / "variant")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "variant")
+    model.config.fusion_row_per_turn = True
+    model.save_pretrained(tmp_path / "variant", merged=True)
+    notes = export_published(tmp_path / "variant", tmp_path / "back").notes
+    assert any("one question per conversation" in note for note in notes)
+
+
 def test_stage_one_round_trip(tmp_path):
     source = oracle.publish_stage_one(tmp_path / "published")
     report = convert_published(source, tmp_path / "variant")

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from fusedvlm.costs.variant_info import describe_variant, render_info
 from fusedvlm.modeling_fusedvlm import (
     FusedVLMConfig,
     FusedVLMForConditionalGeneration,
@@ -333,6 +334,35 @@ def test_turning_it_off_is_refused_by_weights_that_had_it(variant, tmp_path):
     with pytest.raises(ValueError, match="fusion_row_per_turn is False, trained with True"):
         FusedVLMForConditionalGeneration.from_pretrained(folder)
     assert AutoConfig.from_pretrained(folder).fusion_row_per_turn is False
+
+
+def test_info_tells_the_rows(variant, model, tmp_path):
+    assert describe_variant(str(variant))["fusion_row_per_turn"] is True
+    assert "each question on a fusion row of its own" in render_info(str(variant))
+    packed = copy.deepcopy(model)
+    packed.config.fusion_row_per_turn = False
+    packed.save_pretrained(tmp_path)
+    assert "row of its own" not in render_info(str(tmp_path))
+
+
+def test_flops_of_turns_are_those_of_rows_that_share_their_views(model):
+    with torch.device("meta"):
+        connector = type(model)(model.config).model.connector
+
+    def flops(lengths, counts, own):
+        connector.config.fusion_row_per_turn = own
+        try:
+            return connector.image_flops(3, lengths, counts, 0.5)
+        finally:
+            connector.config.fusion_row_per_turn = True
+
+    views = flops([], [], own=True)
+    turns = [(3, 7), (2, 3), (4, 2)]
+    alone = [flops([length], [count], own=True) - views for length, count in turns]
+    lengths, counts = zip(*turns, strict=True)
+    assert flops(lengths, counts, own=True) == pytest.approx(views + sum(alone))
+    assert flops(lengths, counts, own=True) < flops(lengths, counts, own=False)
+    assert flops(lengths[:1], counts[:1], own=True) == flops(lengths[:1], counts[:1], own=False)
 
 
 def test_connectors_that_read_each_turn_by_itself_say_so():
