@@ -8,20 +8,20 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Loaded on first use, so `import fusedvlm` and `fusedvlm --help` stay instant.
 _PUBLIC = {
-    "FusedVLMConfig": ".modeling_fusedvlm",
-    "FusedVLMFuserConfig": ".modeling_fusedvlm",
-    "FusedVLMModel": ".modeling_fusedvlm",
-    "FusedVLMForConditionalGeneration": ".modeling_fusedvlm",
-    "FusedVLMForContrastiveLearning": ".modeling_fusedvlm",
-    "FusedVLMImageProcessor": ".processing",
-    "FusedVLMImageProcessorPil": ".processing",
-    "FusedVLMProcessor": ".processing",
-    "ContrastiveArguments": ".trainers",
-    "ContrastiveTrainer": ".trainers",
-    "ConversationCollator": ".trainers",
-    "GenerationArguments": ".trainers",
-    "GenerationTrainer": ".trainers",
-    "VisualChat": ".serving",
+    "FusedVLMConfig": "fusedvlm.modeling_fusedvlm",
+    "FusedVLMFuserConfig": "fusedvlm.modeling_fusedvlm",
+    "FusedVLMModel": "fusedvlm.modeling_fusedvlm",
+    "FusedVLMForConditionalGeneration": "fusedvlm.modeling_fusedvlm",
+    "FusedVLMForContrastiveLearning": "fusedvlm.modeling_fusedvlm",
+    "FusedVLMImageProcessor": "fusedvlm.processing",
+    "FusedVLMImageProcessorPil": "fusedvlm.processing",
+    "FusedVLMProcessor": "fusedvlm.processing",
+    "ContrastiveArguments": "fusedvlm.trainers",
+    "ContrastiveTrainer": "fusedvlm.trainers",
+    "ConversationCollator": "fusedvlm.trainers",
+    "GenerationArguments": "fusedvlm.trainers",
+    "GenerationTrainer": "fusedvlm.trainers",
+    "VisualChat": "fusedvlm.serving",
 }
 
 _PACKAGES = (
@@ -32,20 +32,20 @@ _PACKAGES = (
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
-    from .modeling_fusedvlm import (
+    from fusedvlm.modeling_fusedvlm import (
         FusedVLMConfig as FusedVLMConfig,
         FusedVLMForConditionalGeneration as FusedVLMForConditionalGeneration,
         FusedVLMForContrastiveLearning as FusedVLMForContrastiveLearning,
         FusedVLMFuserConfig as FusedVLMFuserConfig,
         FusedVLMModel as FusedVLMModel,
     )
-    from .processing import (
+    from fusedvlm.processing import (
         FusedVLMImageProcessor as FusedVLMImageProcessor,
         FusedVLMImageProcessorPil as FusedVLMImageProcessorPil,
         FusedVLMProcessor as FusedVLMProcessor,
     )
-    from .serving import VisualChat as VisualChat
-    from .trainers import (
+    from fusedvlm.serving import VisualChat as VisualChat
+    from fusedvlm.trainers import (
         ContrastiveArguments as ContrastiveArguments,
         ContrastiveTrainer as ContrastiveTrainer,
         ConversationCollator as ConversationCollator,

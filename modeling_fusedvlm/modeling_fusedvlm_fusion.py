@@ -81,6 +81,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
 
     vision_tower: PreTrainedModel
     connector: FusedVLMConnector
+    fuser: Any  # of the fused connector alone
 
     def __init__(self, config: FusedVLMConfig) -> None:
         super().__init__(config)

@@ -250,7 +250,8 @@ def check_finite(model: PreTrainedModel, name: str | None) -> None:
     for key, tensor in model.named_parameters():
         if LANGUAGE.match(key) or tensor.device.type == "meta" or not tensor.is_floating_point():
             continue
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        local: Any = tensor
+        local = local.to_local() if hasattr(tensor, "to_local") else tensor
         sums.setdefault(local.device, []).append(local.sum(dtype=torch.float32))
         names.setdefault(local.device, []).append((key, local))
     for device, values in sums.items():

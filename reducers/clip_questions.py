@@ -1,6 +1,7 @@
 """Questions in CLIP's joint space, for reducers that read them: how much each patch looks like the question."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -30,7 +31,8 @@ class ClipQuestions:
             clip = CLIPModel.from_pretrained(clip)
         if tokenizer is None:
             raise ValueError("A CLIPModel without its tokenizer cannot read questions; pass tokenizer= too.")
-        self.clip, self.tokenizer = clip.eval(), tokenizer
+        self.clip: Any = clip.eval()
+        self.tokenizer = tokenizer
 
     def rows(self, question: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of a question, (rows, at most 77) each; the last row is padded with id 0 behind a zero mask."""

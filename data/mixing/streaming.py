@@ -213,7 +213,7 @@ class _BlockReader:
         self.block = rows
 
 
-def iterate(source: Iterable) -> Iterator[Any]:
+def iterate(source: Any) -> Iterator[Any]:
     """All rows of a source, in a worker process too, where a `datasets.IterableDataset` would give a part of them."""
     if hasattr(source, "iter"):
         return ({name: values[0] for name, values in batch.items()} for batch in source.iter(batch_size=1))

@@ -14,7 +14,8 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 @torch.no_grad()
 def fingerprint(tensor: torch.Tensor) -> int:
     """Sum of a tensor's bits, read as integers: another number after nearly every change, cheap on any device."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    local: Any = tensor
+    local = local.to_local() if hasattr(tensor, "to_local") else tensor
     return int(local.detach().contiguous().flatten().view(BITS[local.element_size()]).sum())
 
 

@@ -120,11 +120,11 @@ def set_visual_tokens(
     config.trained_num_visual_tokens = trained
     config.check_num_visual_tokens(num_visual_tokens)
     config.num_visual_tokens = num_visual_tokens
-    if num_followup is None:
-        num_followup = config.connector_class.default_followup_count(config)
-    config.connector_class.check_followup_count(config, num_visual_tokens, num_followup)
-    config.num_followup_visual_tokens = num_followup
-    processor.num_visual_tokens, processor.num_followup_visual_tokens = num_visual_tokens, num_followup
+    kind = config.connector_class
+    followup = int(kind.default_followup_count(config) if num_followup is None else num_followup)
+    kind.check_followup_count(config, num_visual_tokens, followup)
+    config.num_followup_visual_tokens = followup
+    processor.num_visual_tokens, processor.num_followup_visual_tokens = num_visual_tokens, followup
     processor.max_num_visual_tokens = max(trained)
     processor.trained_num_visual_tokens = trained
     processor.trained_num_visual_tokens_is_range = config.trained_num_visual_tokens_is_range = False
