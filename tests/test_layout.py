@@ -92,6 +92,7 @@ def test_lower_layers_never_import_higher_ones():
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in FILES
+        if path != ROOT / "fusedvlm" / "__init__.py"  # names all of them to type checkers, and imports none
         for name in imported_modules(path)
         if layer_of(name) > layer_of(module_name(path))
     ]
