@@ -56,8 +56,7 @@ def ask(processor, messages, **kwargs):
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=True,
-        padding=True,
-        processor_kwargs=kwargs,
+        processor_kwargs={"padding": True, **kwargs},  # one place for all: older transformers take one or the other
     )
 
 
