@@ -85,7 +85,7 @@ def test_the_blocks_ask_what_they_say(ran, model, processor):
     answer, shorter, first, second, again, piped = ran[1]["answers"]
     assert answer == ask([message(image, question)], 7)
     assert shorter == first == ask([message(image, question)], 3)
-    assert second == ask([message(image.rotate(90), "Which colours are there?")], 7)
+    assert second == ask([message(image.rotate(90), "Which colors are there?")], 7)
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     assert again == ask([message(image, question), reply, message(None, "Is there anything else?")], 7)
     assert piped.strip() == answer.strip()
