@@ -163,7 +163,8 @@ def whole_numbers(file: str) -> list[str]:
     if not str(file).endswith(".safetensors"):
         return []
     with open_weights(file) as weights:
-        names = [name for name in weights.keys() if not LANGUAGE.match(name) and not COUNTERS.search(name)]  # noqa: SIM118
+        every = weights.keys()  # the file is no mapping, it cannot be iterated itself
+        names = [name for name in every if not LANGUAGE.match(name) and not COUNTERS.search(name)]
         return [name for name in names if re.match(r"[IU]\d|BOOL", weights.get_slice(name).get_dtype())]
 
 

@@ -41,8 +41,8 @@ class FusedVLMImageProcessorKwargs(ImagesKwargs, total=False):
     keep_thin_images: bool
 
 
-class FusedVLMImageProcessorMixin:
-    """The published defaults, view counting, checks, and an `auto_map` that names both backends."""
+class FusedVLMImageProcessorDefaults:
+    """The published defaults, of both backends."""
 
     model_input_names = ["pixel_values", "image_num_views"]
     valid_kwargs: Any = FusedVLMImageProcessorKwargs
@@ -57,6 +57,11 @@ class FusedVLMImageProcessorMixin:
     max_local_views: int = 9
     global_view = "padded_image"
     keep_thin_images = True
+
+
+class FusedVLMImageProcessorMixin(FusedVLMImageProcessorDefaults):
+    """View counting, checks, and an `auto_map` that names both backends."""
+
     _auto_class: Any  # of the backend it is mixed with
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
