@@ -51,6 +51,9 @@ def test_variants_are_complete_self_contained_and_leave_no_partial_folder(family
         config = json.loads((family.folder / f"fusedvlm-m{m}" / "config.json").read_text())
         assert config["num_visual_tokens"] == m
         assert config["trained_num_visual_tokens"] == [1, 2, 3, 4]
+        processor = json.loads((family.folder / f"fusedvlm-m{m}" / "processor_config.json").read_text())
+        assert processor["trained_num_visual_tokens_is_range"] is config["trained_num_visual_tokens_is_range"] is True
+        assert config["fusion_row_per_turn"] is True
         assert config["fuse_question"]
         assert config["text_model_name_or_path"] is None
     moved = family.folder.with_name("moved-family")
