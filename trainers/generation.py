@@ -142,10 +142,11 @@ class GenerationTrainer(FusedVLMTrainer):
         if drawn is None and followup is None:
             return inputs
         processor = self.processing_class
-        largest = int(inputs["num_visual_tokens"].max()) if "num_visual_tokens" in inputs else 0
+        if drawn is None and "num_visual_tokens" in inputs:
+            drawn = int(inputs["num_visual_tokens"].max())
         return shrink_visual_tokens(
             inputs,
-            largest if drawn is None else drawn,
+            0 if drawn is None else drawn,
             processor.image_token_id,
             processor.tokenizer.pad_token_id,
             processor.counts.per_view,
