@@ -45,8 +45,8 @@ def quickstart(
     from 1 to 32), evaluates on held-out images at every m, between them and in second turns, saves one variant per m
     and loads each back through AutoModelForImageTextToText.
 
-    On two idle cores it takes about six minutes. On a busy machine it ends on time too and says what the clock cut: give it
-    more with --minutes.
+    On two idle cores it takes about six minutes. On a busy machine it ends on time too and says what the clock cut:
+    give it more with --minutes.
 
     Example: fusedvlm quickstart --compare
 
