@@ -12,6 +12,8 @@ PAPER = "paper"
 PAPER_SCORES = Path(__file__).parent / "results_by_m.csv"
 REQUIRED = ("benchmark", "metric", "m", "score")
 SAME = {"num_visual_tokens": "m"}
+# Columns about a score that do not group: its standard error, and of how many questions it is the mean.
+ABOUT = ("standard_error", "count")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class ScoreRecord:
     """One score at one number of visual tokens.
 
     `groups` are the remaining columns as (name, value) pairs, in file order; scores are compared only within a group.
-    `place` says where the record was read ("row 12"), for messages.
+    `place` says where the record was read ("row 12"), for messages; `standard_error` is None where none was stated.
     """
 
     benchmark: str
@@ -28,6 +30,7 @@ class ScoreRecord:
     score: float
     groups: tuple[tuple[str, str], ...] = ()
     place: str = ""
+    standard_error: float | None = None
 
     @property
     def key(self) -> tuple:
@@ -66,6 +69,13 @@ class Curve:
         return [point.score for point in self.points]
 
     @property
+    def errors(self) -> list[float] | None:
+        """Standard errors of the fitted points; None unless every one has its own."""
+        found = [point.standard_error for point in self.points]
+        stated = [error for error in found if error is not None]
+        return stated if len(stated) == len(found) else None
+
+    @property
     def columns(self) -> dict[str, str]:
         """Benchmark, metric and grouping columns, for flat records."""
         return {"benchmark": self.benchmark, "metric": self.metric, **dict(self.groups)}
@@ -74,8 +84,9 @@ class Curve:
 def read_scores(source: str | Path, ignore: Sequence[str] = ()) -> list[ScoreRecord]:
     """Read scores from a CSV file, a JSON list of objects, an evaluation's results.json, or "paper".
 
-    CSV needs columns benchmark, metric, m, score; lines that start with "#" are comments; every further column groups,
-    unless it is in `ignore`. In a results.json, `task` is the benchmark and the metric is "score".
+    CSV needs columns benchmark, metric, m, score; lines that start with "#" are comments; `standard_error` and `count`
+    (of the questions) belong to the score; every further column groups, unless it is in `ignore`. In a results.json,
+    `task` is the benchmark and the metric is "score".
 
     Args:
         source: path, or "paper" for the scores the paper reports ("Scaling Capability in Token Space").
@@ -150,7 +161,8 @@ def _evaluation_row(row: dict, where: str) -> dict[str, Any]:
     """A row of `fusedvlm.evaluation`'s results file."""
     if missing := [name for name in ("task", "num_visual_tokens", "score") if name not in row]:
         raise ValueError(f"{where}: no {', '.join(missing)}.")
-    return {"benchmark": row["task"], "metric": "score", "m": row["num_visual_tokens"], "score": row["score"]}
+    about = {name: row[name] for name in ABOUT if row.get(name) is not None}
+    return {"benchmark": row["task"], "metric": "score", "m": row["num_visual_tokens"], "score": row["score"], **about}
 
 
 def _record(cells: dict[str, Any], place: str, path: Path, ignore: Sequence[str]) -> ScoreRecord:
@@ -160,9 +172,28 @@ def _record(cells: dict[str, Any], place: str, path: Path, ignore: Sequence[str]
         raise ValueError(f"{where}: m is {cells['m']!r}; it is a whole number of visual tokens.")
     if empty := [name for name in ("benchmark", "metric") if str(cells[name]).strip() == ""]:
         raise ValueError(f"{where}: {', '.join(empty)} is empty.")
-    groups = tuple((n, str(v)) for n, v in cells.items() if n not in REQUIRED and n not in ignore)
+    groups = tuple((n, str(v)) for n, v in cells.items() if n not in (*REQUIRED, *ABOUT) and n not in ignore)
     score = _positive(cells["score"], "score", where)
-    return ScoreRecord(str(cells["benchmark"]), str(cells["metric"]), int(m), score, groups, place)
+    about = {name: cells[name] for name in ABOUT if name not in ignore and str(cells.get(name, "")).strip() != ""}
+    error = _standard_error(score, about, where)
+    return ScoreRecord(str(cells["benchmark"]), str(cells["metric"]), int(m), score, groups, place, error)
+
+
+def _standard_error(score: float, about: dict[str, Any], where: str) -> float | None:
+    """The stated error. One of zero, of questions that were all answered alike, becomes that of one success and one
+    failure more (Agresti and Coull): nothing is known exactly from a sample."""
+    if "standard_error" not in about:
+        return None
+    try:
+        error, count = float(about["standard_error"]), float(about.get("count", 0))
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: standard_error is {about['standard_error']!r}, not a number.") from None
+    if not math.isfinite(error) or error < 0:
+        raise ValueError(f"{where}: standard_error is {error:g}; it is zero or more.")
+    if error == 0 and count >= 1 and score <= 1:
+        share = (score * count + 1) / (count + 2)
+        return math.sqrt(share * (1 - share) / count)
+    return error or None
 
 
 def _positive(value: Any, name: str, where: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fusedvlm.scaling.score_records import Curve
 
-from .law_forms import LAWS, FittedLaw, Numbers, fit_law, rank_laws, solve_power as solve
+from .law_forms import LAWS, FittedLaw, Numbers, fit_law, rank_laws, relative_weights, solve_power as solve
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class PowerLawFit:
 
     `alpha` is negative where scores rise with m. `r2` is the share of the variance of log S explained, the space in
     which the law is fitted; `r2_score` is the same for S itself. Intervals are (low, high) percentile intervals of a
-    bootstrap over the points; None with only two different m, where the law passes through every resample.
+    bootstrap over the points; None with only two different m, where the law passes through every resample. Where the
+    scores have standard errors, `alpha_error` is what they alone leave open about alpha, and `lack_of_fit` how many
+    times as large the residuals are as they should be (the square root of chi-square per degree of freedom).
     """
 
     c: float
@@ -31,6 +33,8 @@ class PowerLawFit:
     alpha_interval: tuple[float, float] | None
     confidence: float
     r2_score: float
+    alpha_error: float | None = None
+    lack_of_fit: float | None = None
 
     def predict(self, num_visual_tokens: Numbers) -> np.ndarray:
         """Fitted scores at the given m."""
@@ -58,6 +62,20 @@ class CurveFit:
     laws: tuple[FittedLaw, ...]
     held_out: tuple[HeldOutError, ...]
 
+    @property
+    def verdict(self) -> str:
+        """Which laws the standard errors leave standing, in words."""
+        tested = [law for law in self.laws if law.is_rejected is not None]
+        if not tested:
+            return "not tested: " + ("too few m" if self.curve.errors is not None else "no standard errors")
+        standing = [law.law for law in tested if not law.is_rejected]
+        power = next((law for law in tested if law.law == "power"), None)
+        said = "" if power is None else f"power {'rejected' if power.is_rejected else 'holds'}"
+        if power is not None and power.is_rejected and power.largest_z is not None:
+            said += f" (z up to {abs(power.largest_z):.1f})"
+        others = [name for name in standing if name != "power"]
+        return said + (f"; {', '.join(others)} hold{'s' * (len(others) == 1)}" if others else "; no other holds")
+
     def record(self) -> dict:
         """One flat JSON-ready record: the curve's columns, the power law, and the other laws beneath."""
         held_out = {error.law: error for error in self.held_out}
@@ -68,7 +86,9 @@ class CurveFit:
             "score": self.curve.scores,
             "excluded_m": [point.m for point in self.curve.excluded],
             "excluded_score": [point.score for point in self.curve.excluded],
+            "standard_error": self.curve.errors,
             "best_law": self.laws[0].law,
+            "verdict": self.verdict,
             "laws": [_law_record(law, held_out.get(law.law), self.laws[0].aicc) for law in self.laws],
         }
 
@@ -98,6 +118,7 @@ def fit_power_law(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    errors: Numbers | None = None,
 ) -> PowerLawFit:
     """Exact least squares in logs; the same optimum as the paper's BFGS (docs/theory.md, "Fitting scores").
 
@@ -106,17 +127,19 @@ def fit_power_law(
         confidence: of the bootstrap intervals.
         resamples: bootstrap resamples; those with a single m are redrawn.
         seed: of the bootstrap.
+        errors: standard errors of the scores; they weigh the points.
 
     Raises:
-        ValueError: see `check_points`; or a confidence outside (0, 1).
+        ValueError: see `check_points` and `relative_weights`; or a confidence outside (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} is not between 0 and 1.")
     m, score = check_points(num_visual_tokens, scores)
-    log_c, alpha = solve(np.log(m), np.log(score))
+    weight = relative_weights(score, errors)
+    log_c, alpha = solve(np.log(m), np.log(score), weight)
     c_interval = alpha_interval = None
     if len(np.unique(m)) > 2:
-        boot_log_c, boot_alpha = bootstrap_power_law(m, score, resamples, seed)
+        boot_log_c, boot_alpha = bootstrap_power_law(m, score, resamples, seed, errors)
         c_low, c_high = np.exp(percentile_interval(boot_log_c, confidence))
         alpha_low, alpha_high = percentile_interval(boot_alpha, confidence)
         c_interval, alpha_interval = (float(c_low), float(c_high)), (float(alpha_low), float(alpha_high))
@@ -129,11 +152,29 @@ def fit_power_law(
         alpha_interval=alpha_interval,
         confidence=confidence,
         r2_score=_r_squared(score, np.exp(log_c) * m**-alpha),
+        **_error_parts(m, score, weight, np.exp(log_c) * m**-alpha),
     )
 
 
+def _error_parts(m: np.ndarray, score: np.ndarray, weight: np.ndarray | None, fitted: np.ndarray) -> dict:
+    """What sampling leaves open about alpha, and how far the residuals are beyond it."""
+    if weight is None:
+        return {}
+    share = weight**2
+    spread = np.log(m) - (share * np.log(m)).sum() / share.sum()
+    parts: dict[str, float] = {"alpha_error": float(1 / np.sqrt((share * spread**2).sum()))}
+    if len(m) > 2:
+        chi_square = (((score - fitted) * weight / score) ** 2).sum()
+        parts["lack_of_fit"] = float(np.sqrt(chi_square / (len(m) - 2)))
+    return parts
+
+
 def bootstrap_power_law(
-    num_visual_tokens: Numbers, scores: Numbers, resamples: int = 2000, seed: int = 0
+    num_visual_tokens: Numbers,
+    scores: Numbers,
+    resamples: int = 2000,
+    seed: int = 0,
+    errors: Numbers | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(log c, alpha) of every resample of the points, two arrays of length `resamples`.
 
@@ -143,7 +184,8 @@ def bootstrap_power_law(
     m, score = check_points(num_visual_tokens, scores)
     log_m, log_score = np.log(m), np.log(score)
     picks = _resample(len(m), log_m, resamples, np.random.default_rng(seed))
-    return solve(log_m[picks], log_score[picks])
+    weight = relative_weights(score, errors)
+    return solve(log_m[picks], log_score[picks], None if weight is None else weight[picks])
 
 
 def predict_interval(
@@ -196,8 +238,8 @@ def fit_curve(curve: Curve, confidence: float = 0.95, resamples: int = 2000, see
     Raises:
         ValueError: see `fit_power_law`.
     """
-    power = fit_power_law(curve.m, curve.scores, confidence, resamples, seed)
-    laws = tuple(rank_laws(curve.m, curve.scores))
+    power = fit_power_law(curve.m, curve.scores, confidence, resamples, seed, curve.errors)
+    laws = tuple(rank_laws(curve.m, curve.scores, curve.errors))
     errors = (held_out_error(law.law, curve.m, curve.scores) for law in laws)
     return CurveFit(curve, power, laws, tuple(error for error in errors if error is not None))
 
@@ -210,6 +252,11 @@ def _law_record(law: FittedLaw, error: HeldOutError | None, best: float | None) 
         "aicc": law.aicc,
         "delta_aicc": None if law.aicc is None or best is None else law.aicc - best,
         "at_bound": law.at_bound,
+        "chi_square": law.chi_square,
+        "degrees": law.degrees,
+        "p_value": law.p_value,
+        "largest_z": law.largest_z,
+        "is_rejected": law.is_rejected,
         "held_out_rms": None if error is None else error.rms,
         "held_out_at_ends": None if error is None else list(error.at_ends),
     }

@@ -1,6 +1,7 @@
 """Functional forms of score against the number of visual tokens, each fitted by least squares in log scores.
 
-All laws share one error model (relative errors of equal size), so that their residuals and AICc are comparable.
+All laws share one error model, so that their residuals and AICc are comparable: relative errors of equal size, or,
+where the scores have standard errors, those. Then a chi-square says whether a law holds at all, which no R2 can.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.special import gammaincc
 
 # Exponents of the saturating law; at the lower end it is the log-linear law, at the upper a step after the first m.
 EXPONENT_RANGE = (1e-2, 5.0)
+REJECTED_BELOW = 0.01  # p value of the chi-square below which a law is called rejected
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -18,7 +21,9 @@ Numbers = Sequence[float] | np.ndarray
 class FittedLaw:
     """One law with its parameters, residual sum of squares of log scores, and AICc (None when n is too small).
 
-    `at_bound` says that the data do not identify the law: a parameter stopped at the end of its range.
+    `at_bound` says that the data do not identify the law: a parameter stopped at the end of its range. Where the scores
+    have standard errors, `chi_square` is the sum of squared residuals in units of them (`largest_z` is the largest),
+    `p_value` the probability of one as large if the law were true; None without errors or without degrees of freedom.
     """
 
     law: str
@@ -28,6 +33,15 @@ class FittedLaw:
     n: int
     aicc: float | None
     at_bound: bool = False
+    chi_square: float | None = None
+    degrees: int = 0
+    p_value: float | None = None
+    largest_z: float | None = None
+
+    @property
+    def is_rejected(self) -> bool | None:
+        """Whether sampling error alone cannot explain the residuals; None when that cannot be said."""
+        return None if self.p_value is None else self.p_value < REJECTED_BELOW
 
     def predict(self, num_visual_tokens: Numbers) -> np.ndarray:
         """Scores at the given m."""
@@ -36,23 +50,35 @@ class FittedLaw:
 
 @dataclass(frozen=True)
 class Law:
-    """A functional form: `predict(m, **parameters)` and `fit(log_m, log_score) -> (parameters, at_bound)`."""
+    """A functional form: `predict(m, **parameters)`, `fit(log_m, log_score, weight) -> (parameters, at_bound)`.
+
+    `weight` (n,) multiplies the residuals of log scores.
+    """
 
     formula: str
     predict: Callable[..., np.ndarray]
-    fit: Callable[[np.ndarray, np.ndarray], tuple[dict[str, float], bool]]
+    fit: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[dict[str, float], bool]]
     num_parameters: int
 
 
-def solve_power(log_m: np.ndarray, log_score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def solve_power(
+    log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Least squares of log S = log c - alpha log m along the last axis; returns (log c, alpha).
 
     Args:
         log_m, log_score: (..., n), at least two distinct m in every row.
+        weight: (..., n) of the residuals; equal ones when not given.
     """
-    centered = log_m - log_m.mean(-1, keepdims=True)
-    slope = (centered * log_score).sum(-1) / (centered**2).sum(-1)
-    return log_score.mean(-1) - slope * log_m.mean(-1), -slope
+    if weight is None:
+        centered = log_m - log_m.mean(-1, keepdims=True)
+        slope = (centered * log_score).sum(-1) / (centered**2).sum(-1)
+        return log_score.mean(-1) - slope * log_m.mean(-1), -slope
+    share = weight**2 / (weight**2).sum(-1, keepdims=True)
+    mean_m, mean_score = (share * log_m).sum(-1), (share * log_score).sum(-1)
+    centered = log_m - mean_m[..., None]
+    slope = (share * centered * log_score).sum(-1) / (share * centered**2).sum(-1)
+    return mean_score - slope * mean_m, -slope
 
 
 def aicc(rss: float, n: int, num_parameters: int) -> float | None:
@@ -66,33 +92,71 @@ def aicc(rss: float, n: int, num_parameters: int) -> float | None:
     return float(n * np.log(max(rss, 1e-24) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
-def fit_law(name: str, m: Numbers, scores: Numbers) -> FittedLaw:
+def fit_law(name: str, m: Numbers, scores: Numbers, errors: Numbers | None = None) -> FittedLaw:
     """Fit one of `LAWS`.
 
+    Args:
+        name: of the law.
+        m, scores: the points.
+        errors: standard errors of the scores, positive; they weigh the points and give a chi-square.
+
     Raises:
-        ValueError: unknown law, or fewer distinct m than the law has parameters.
+        ValueError: unknown law, fewer distinct m than the law has parameters, or an error that is not positive.
     """
     if name not in LAWS:
         raise ValueError(f"Unknown law {name!r}; laws are {', '.join(LAWS)}.")
     law = LAWS[name]
-    log_m, log_score = np.log(np.asarray(m, dtype=float)), np.log(np.asarray(scores, dtype=float))
+    log_m, score = np.log(np.asarray(m, dtype=float)), np.asarray(scores, dtype=float)
+    log_score = np.log(score)
     if len(np.unique(log_m)) < law.num_parameters:
         raise ValueError(
             f"The {name} law has {law.num_parameters} parameters; got {len(np.unique(log_m))} different m."
         )
-    parameters, at_bound = law.fit(log_m, log_score)
+    weight = relative_weights(score, errors)
+    parameters, at_bound = law.fit(log_m, log_score, np.ones(len(score)) if weight is None else weight)
     with np.errstate(all="ignore"):
-        residual = log_score - np.log(law.predict(np.exp(log_m), **parameters))
-    rss = float((residual**2).sum())
+        predicted = law.predict(np.exp(log_m), **parameters)
+        residual = log_score - np.log(predicted)
+    rss, n = float((residual**2).sum()), len(log_m)
+    if weight is None:
+        return FittedLaw(name, law.formula, parameters, rss, n, aicc(rss, n, law.num_parameters), at_bound)
+    # In units of the scores themselves: their errors are the normal ones.
+    z = (score - predicted) / np.asarray(errors, dtype=float)
+    chi_square, degrees = float((z**2).sum()), n - law.num_parameters
     return FittedLaw(
-        name, law.formula, parameters, rss, len(log_m), aicc(rss, len(log_m), law.num_parameters), at_bound
-    )
+        name, law.formula, parameters, rss, n, aicc_of_chi_square(chi_square, n, law.num_parameters), at_bound,
+        chi_square, degrees, float(gammaincc(degrees / 2, chi_square / 2)) if degrees > 0 else None,
+        float(z[np.argmax(np.abs(z))]),
+    )  # fmt: skip
 
 
-def rank_laws(m: Numbers, scores: Numbers) -> list[FittedLaw]:
+def relative_weights(scores: np.ndarray, errors: Numbers | None) -> np.ndarray | None:
+    """(n,) weights of residuals of log scores: one over the relative error; None without errors.
+
+    Raises:
+        ValueError: naming the point whose error is not a positive number.
+    """
+    if errors is None:
+        return None
+    error = np.asarray(errors, dtype=float)
+    if error.shape != scores.shape:
+        raise ValueError(f"{error.size} standard errors for {scores.size} scores.")
+    for index, value in enumerate(error):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"Point {index} has the standard error {value:g}; it would decide the fit alone.")
+    return scores / error
+
+
+def aicc_of_chi_square(chi_square: float, n: int, num_parameters: int) -> float | None:
+    """As `aicc`, where the errors are known; None when n <= k + 1."""
+    k = num_parameters
+    return None if n - k - 1 <= 0 else float(chi_square + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
+def rank_laws(m: Numbers, scores: Numbers, errors: Numbers | None = None) -> list[FittedLaw]:
     """Every law with fewer parameters than there are different m, best AICc first; those without AICc come last."""
     distinct = len(np.unique(np.asarray(m, dtype=float)))
-    fits = [fit_law(name, m, scores) for name, law in LAWS.items() if law.num_parameters < max(distinct, 3)]
+    fits = [fit_law(name, m, scores, errors) for name, law in LAWS.items() if law.num_parameters < max(distinct, 3)]
     return sorted(fits, key=lambda fit: np.inf if fit.aicc is None else fit.aicc)
 
 
@@ -100,8 +164,8 @@ def _power(m: np.ndarray, c: float, alpha: float) -> np.ndarray:
     return c * m**-alpha
 
 
-def _fit_power(log_m: np.ndarray, log_score: np.ndarray) -> tuple[dict[str, float], bool]:
-    log_c, alpha = solve_power(log_m, log_score)
+def _fit_power(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray) -> tuple[dict[str, float], bool]:
+    log_c, alpha = solve_power(log_m, log_score, None if (weight == weight[0]).all() else weight)
     return {"c": float(np.exp(log_c)), "alpha": float(alpha)}, False
 
 
@@ -109,13 +173,13 @@ def _log_linear(m: np.ndarray, a: float, b: float) -> np.ndarray:
     return a + b * np.log(m)
 
 
-def _fit_log_linear(log_m: np.ndarray, log_score: np.ndarray) -> tuple[dict[str, float], bool]:
+def _fit_log_linear(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray) -> tuple[dict[str, float], bool]:
     """Unknowns are the log scores at the smallest and largest m, so the law is positive wherever there are data."""
     low, width = log_m.min(), np.ptp(log_m)
     share = (log_m - low) / width
 
     def residuals(ends: np.ndarray) -> np.ndarray:
-        return np.log(np.exp(ends[0]) * (1 - share) + np.exp(ends[1]) * share) - log_score
+        return weight * (np.log(np.exp(ends[0]) * (1 - share) + np.exp(ends[1]) * share) - log_score)
 
     first, last = np.exp(least_squares(residuals, _line_ends(log_m, log_score), method="lm").x)
     b = (last - first) / width
@@ -126,7 +190,7 @@ def _saturating(m: np.ndarray, s_inf: float, a: float, b: float) -> np.ndarray:
     return s_inf - a * m**-b
 
 
-def _fit_saturating(log_m: np.ndarray, log_score: np.ndarray) -> tuple[dict[str, float], bool]:
+def _fit_saturating(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray) -> tuple[dict[str, float], bool]:
     """Unknowns are the log scores at both ends and the exponent b on a logistic scale, from several starts."""
     distance, width = log_m - log_m.min(), np.ptp(log_m)
     lower, upper = np.log(EXPONENT_RANGE)
@@ -136,7 +200,7 @@ def _fit_saturating(log_m: np.ndarray, log_score: np.ndarray) -> tuple[dict[str,
 
     def residuals(x: np.ndarray) -> np.ndarray:
         share = np.expm1(-exponent(x[2]) * distance) / np.expm1(-exponent(x[2]) * width)
-        return np.log(np.exp(x[0]) * (1 - share) + np.exp(x[1]) * share) - log_score
+        return weight * (np.log(np.exp(x[0]) * (1 - share) + np.exp(x[1]) * share) - log_score)
 
     ends = _line_ends(log_m, log_score)
     tries = [least_squares(residuals, [*ends, start], method="lm", max_nfev=400) for start in (-3.0, 0.0, 2.0)]

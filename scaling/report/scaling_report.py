@@ -195,6 +195,8 @@ def _score_sections(name: str, fits: list[CurveFit]) -> list[Section]:
 
 def _fit_rows(fits: list[CurveFit]) -> tuple[list[str], list[list[str]]]:
     header = ["benchmark", "metric", "c", "alpha", "interval of alpha", "R²", "n", "best law", "held-out error"]
+    with_verdict = any(fit.curve.errors is not None for fit in fits)
+    header += ["standard errors say"] if with_verdict else []
     rows = []
     for fit in fits:
         interval = (
@@ -212,6 +214,7 @@ def _fit_rows(fits: list[CurveFit]) -> tuple[list[str], list[list[str]]]:
                 str(fit.power.n),
                 fit.laws[0].law.replace("_", "-"),
                 held_out,
+                *([fit.verdict] if with_verdict else []),
             ]
         )
     return header, rows

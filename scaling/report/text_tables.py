@@ -1,7 +1,8 @@
 """What the commands print: JSON-ready documents and short tables for a terminal."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from statistics import mean, stdev
 
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 from fusedvlm.scaling.laws.fit import CurveFit
@@ -21,9 +22,10 @@ def fit_document(source: str, fits: Sequence[CurveFit]) -> dict:
 def fit_table(fits: Sequence[CurveFit]) -> str:
     """One line per curve."""
     width = max(len(fit.curve.name) for fit in fits)
+    with_verdict = any(fit.curve.errors is not None for fit in fits)
     lines = [
         f"{'benchmark/metric':<{width}}  {'c':>9}  {'alpha':>7}  {'interval of alpha':>18}  {'R2':>5}  {'n':>3}  "
-        "best law (dAICc of power, held-out error)"
+        f"best law (dAICc of power, held-out error){'; what the standard errors say' if with_verdict else ''}"
     ]
     for fit in fits:
         power, best = fit.power, fit.laws[0]
@@ -33,9 +35,27 @@ def fit_table(fits: Sequence[CurveFit]) -> str:
         interval = "two points" if power.alpha_interval is None else "[{:.3f}, {:.3f}]".format(*power.alpha_interval)
         lines.append(
             f"{fit.curve.name:<{width}}  {power.c:>9.3f}  {power.alpha:>7.4f}  {interval:>18}  {power.r2:>5.2f}  "
-            f"{power.n:>3}  {best.law} ({gap}{held_out})"
+            f"{power.n:>3}  {best.law} ({gap}{held_out}){'; ' + fit.verdict if with_verdict else ''}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_seed_lines(fits)])
+
+
+def _seed_lines(fits: Sequence[CurveFit]) -> list[str]:
+    """Spread of alpha over trainings, where a column `seed` tells them apart, beside what sampling leaves open."""
+    by_rest: dict[str, list[CurveFit]] = {}
+    for fit in fits:
+        rest = tuple((name, value) for name, value in fit.curve.groups if name != "seed")
+        if len(rest) < len(fit.curve.groups):
+            by_rest.setdefault(replace(fit.curve, groups=rest).name, []).append(fit)
+    lines = []
+    for name, members in by_rest.items():
+        alphas = [fit.power.alpha for fit in members]
+        if len(alphas) > 1:
+            errors = [fit.power.alpha_error for fit in members if fit.power.alpha_error is not None]
+            sampling = f"; sampling alone {max(errors):.3f}" if errors else ""
+            spread = f"standard deviation over {len(alphas)} seeds {stdev(alphas):.4f}"
+            lines.append(f"{name}: alpha {mean(alphas):.4f}, {spread}{sampling}")
+    return lines
 
 
 def _intra(intra: float | None, across: float | None) -> str:

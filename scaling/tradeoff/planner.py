@@ -232,11 +232,11 @@ def _predict(
         name = f"{curve.benchmark}/{curve.metric}"
         predictions.setdefault(name, np.full(len(costs), np.nan))
         draws.setdefault(name, np.full((resamples, len(costs)), np.nan))
-        law = rank_laws(curve.m, curve.scores)[0].law
+        law = rank_laws(curve.m, curve.scores, curve.errors)[0].law
         laws[curve.name] = law
         mine = [i for i, cost in enumerate(costs) if curve in llms[cost.llm]]
         m = np.array([costs[i].num_visual_tokens for i in mine])
-        predictions[name][mine] = fit_law(law, curve.m, curve.scores).predict(m)
+        predictions[name][mine] = fit_law(law, curve.m, curve.scores, curve.errors).predict(m)
         generator = np.random.default_rng([seed, index])
         draws[name][:, mine] = [fit_law(law, *_resample(curve, law, generator)).predict(m) for _ in range(resamples)]
     return predictions, draws, laws
@@ -260,13 +260,16 @@ def _relative(
     return relative, np.tensordot(weight, sampled / sampled[:, :, [reference]], 1), reference
 
 
-def _resample(curve: Curve, law: str, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _resample(
+    curve: Curve, law: str, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Points drawn with replacement until there are enough different m for the law."""
     m, scores = np.array(curve.m), np.array(curve.scores)
+    errors = None if curve.errors is None else np.array(curve.errors)
     while True:
         picks = generator.integers(0, len(m), len(m))
         if len(np.unique(m[picks])) >= LAWS[law].num_parameters:
-            return m[picks], scores[picks]
+            return m[picks], scores[picks], None if errors is None else errors[picks]
 
 
 def _match_llms(curves: Sequence[Curve], costs: Sequence[Cost]) -> dict[str | None, list[Curve]]:
@@ -301,9 +304,12 @@ def _fit_points(source: str | Path) -> list[ScoreRecord]:
             score,
             tuple((name, fit[name]) for name in document["grouping"]),
             f"fit {number}",
+            error,
         )
         for number, fit in enumerate(document["fits"], 1)
-        for m, score in zip(fit["m"], fit["score"], strict=True)
+        for m, score, error in zip(
+            fit["m"], fit["score"], fit.get("standard_error") or [None] * len(fit["m"]), strict=True
+        )
     ]
 
 

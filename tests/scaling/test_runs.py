@@ -41,7 +41,10 @@ def test_csv_keeps_file_row_numbers_and_groups(tmp_path):
 
 
 def test_json_list_and_evaluation_results_read_alike(tmp_path):
-    rows = [{"benchmark": "list", "metric": "score", "num_visual_tokens": m, "score": m / 10} for m in (1, 2)]
+    rows = [
+        {"benchmark": "list", "metric": "score", "num_visual_tokens": m, "score": m / 10, "standard_error": 0.1}
+        for m in (1, 2)
+    ]
     as_list = write(tmp_path, json.dumps(rows), "rows.json")
     results = {
         "environment": {},
@@ -55,9 +58,9 @@ def test_json_list_and_evaluation_results_read_alike(tmp_path):
 
 
 def test_ignored_columns_do_not_group(tmp_path):
-    path = write(tmp_path, "benchmark,metric,m,score,standard_error\nA,acc,1,3,0.1\nA,acc,2,4,0.2\n")
-    assert group_curves(read_scores(path, ignore=["standard_error"]))[0].m == [1, 2]
-    with pytest.raises(ValueError, match=r"row 2.*Columns that group: standard_error"):
+    path = write(tmp_path, "benchmark,metric,m,score,run\nA,acc,1,3,x\nA,acc,2,4,y\n")
+    assert group_curves(read_scores(path, ignore=["run"]))[0].m == [1, 2]
+    with pytest.raises(ValueError, match=r"row 2.*Columns that group: run"):
         group_curves(read_scores(path))
 
 
