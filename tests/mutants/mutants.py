@@ -814,7 +814,7 @@ MUTANTS = [
         "processing/image_processing_fusedvlm_arrays.py",
         "if low < -slack or high > white + HALF_LEVEL:",
         "if high > white + HALF_LEVEL:",
-        ("tests/processing/test_odd_pictures.py::test_levels_are_compared_with_the_options",),
+        ("tests/processing/test_odd_pictures.py::test_arrays_that_are_no_pictures_are_refused",),
     ),
     Mutant(
         "alpha is the first color",
@@ -829,13 +829,6 @@ MUTANTS = [
         "self.exit_code = 128 + signum",
         "self.exit_code = 0 * signum",
         ("tests/trainers/test_interruption.py::test_ctrl_c_and_signals_that_come_twice",),
-    ),
-    Mutant(
-        "a preempted run does not save its last step",
-        "trainers/interruption.py",
-        '        """Stop after this step, and save it."""\n        if self._is_asked(args):\n            control.should_save = control.should_training_stop = True',
-        '        """Stop after this step, and save it."""\n        if self._is_asked(args):\n            control.should_training_stop = True',
-        ("tests/trainers/test_interruption.py::test_a_stopped_run_goes_on_as_if_it_had_not_been",),
     ),
     Mutant(
         "the limit of skipped rows is each process's own",
