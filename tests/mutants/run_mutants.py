@@ -87,12 +87,17 @@ def problem(mutant: Mutant, root: Path = ROOT) -> str | None:
     return None
 
 
+def not_copied(folder: str, names: list[str]) -> set[str]:
+    """What stays behind: at the root results and environments, caches everywhere. `trainers/runs` is code."""
+    return {name for name in names if name == "__pycache__" or (Path(folder) == ROOT and name in NOT_COPIED)}
+
+
 class Copy:
     """A copy of the tree in which tests run; `fusedvlm` is imported from there and from nowhere else."""
 
     def __init__(self, folder: Path):
         self.tree, self.site = folder / "tree", folder / "site"
-        shutil.copytree(ROOT, self.tree, ignore=lambda _, names: NOT_COPIED & set(names), symlinks=True)
+        shutil.copytree(ROOT, self.tree, ignore=not_copied, symlinks=True)
         self._link_packages()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
