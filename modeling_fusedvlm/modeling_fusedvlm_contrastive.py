@@ -15,12 +15,11 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
-from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs, split_image_inputs
+from .modeling_fusedvlm_fusion import FusedVLMFusionModel, split_image_inputs
 from .modeling_fusedvlm_losses import contrastive_loss, identity_loss, zero_large_entries
 
 
@@ -110,10 +109,11 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
+        pixel_values: torch.Tensor | None = None,
         answer_input_ids: torch.Tensor | None = None,
         answer_attention_mask: torch.Tensor | None = None,
         return_loss: bool | None = None,
-        **kwargs: Unpack[FusedVLMKwargs],
+        **kwargs: Any,
     ) -> FusedVLMContrastiveOutput:
         """Images as in `FusedVLMImageInputs`; one answer per segment, in segment order.
 
@@ -124,9 +124,9 @@ class FusedVLMForContrastiveLearning(FusedVLMPreTrainedModel):
             ValueError: when the numbers of questions and answers differ.
         """
         images, _ = split_image_inputs(kwargs)
-        if images.get("pixel_values") is None and images.get("view_features") is None:
+        if pixel_values is None and images.get("view_features") is None:
             return self._without_pairs(return_loss)
-        fused, _ = self.model.fuse(**images)
+        fused, _ = self.model.fuse(**{**images, "pixel_values": pixel_values})
         num_answers = 0 if answer_input_ids is None else len(answer_input_ids)
         if answer_input_ids is None or answer_attention_mask is None or len(fused.segment_states) != num_answers:
             raise ValueError(f"{len(fused.segment_states)} questions but {num_answers} answers (ids with their mask).")

@@ -56,7 +56,7 @@ else:
     Options = Unpack[FusedVLMProcessorKwargs]
 
 
-class FusedVLMProcessor(VisualTokenDial, ProcessorMixin):
+class FusedVLMProcessor(ProcessorMixin, VisualTokenDial):  # transformers looks at the first
     """Image processor, LLM tokenizer and query tokenizer behind one call.
 
     Args:
