@@ -126,12 +126,10 @@ def main() -> None:
         secrets = known_secrets()
         if "--debug" in sys.argv:
             say(redacted_traceback(error, secrets))
-        say(f"fusedvlm: {redact(useful_line(error), secrets)}")
-        if isinstance(error, (ValueError, *WRONG_PATHS)):
-            sys.exit(2)
-        if "--debug" not in sys.argv:
-            say("Run it again with --debug to see where it happened.")
-        sys.exit(1)
+        is_explained = isinstance(error, (ValueError, *WRONG_PATHS)) or type(error).__module__.startswith("fusedvlm.")
+        hint = "" if is_explained or "--debug" in sys.argv else " (--debug shows where it happened)"
+        say(f"fusedvlm: {redact(useful_line(error), secrets)}{hint}")
+        sys.exit(2 if isinstance(error, (ValueError, *WRONG_PATHS)) else 1)
 
 
 if __name__ == "__main__":
