@@ -40,7 +40,8 @@ def test_everything_beside_the_example_follows_from_its_facts(example):
     stated = read_stated(EXAMPLE / "facts.yaml")
     files = {**evidence_files(example), **card_files(example), **license_texts(stated, example.counted)}
     here = {path.relative_to(EXAMPLE).as_posix() for path in EXAMPLE.rglob("*") if path.is_file()}
-    assert here == {*files, "facts.yaml", "checksums.json"}
+    assert here == {*files, "facts.yaml", "checksums.json", "example.png"}
+    assert content_hash(EXAMPLE / "example.png") == example.example.sha256
     for name, content in files.items():
         if name.endswith(".png"):
             again, committed = Image.open(BytesIO(content)), Image.open(EXAMPLE / name)
