@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from fusedvlm.console import say
 from fusedvlm.files import read_json
+from fusedvlm.hub_cards.facts import HUB_ID
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, OddAnswer, PushError, one_line
 
@@ -111,7 +112,7 @@ def look(hub: Hub, repo_id: str, revision: str | None = None) -> State | None:
         if isinstance(error.__cause__, RepositoryNotFoundError) and not isinstance(error.__cause__, GatedRepoError):
             return None
         raise
-    expect(isinstance(info.id, str), repo_id, "its name", info.id)
+    expect(isinstance(info.id, str) and HUB_ID.fullmatch(info.id) is not None, repo_id, "its name", info.id)
     if info.id.lower() != repo_id.lower():
         raise Conflict(f"{repo_id}: was renamed to {info.id}; push there, or choose another name.")
     expect(is_hash(info.sha, 40), repo_id, "its commit", info.sha)
