@@ -64,7 +64,8 @@ def test_names_for_type_checkers_alone_stand_in_quotes():
     """An import below `if TYPE_CHECKING:` does not happen, and neither mypy nor ruff notice who needs it."""
     unquoted = {}
     for path in ROOT.glob("*/**/*.py"):
-        if path.name == "__init__.py" or path.relative_to(ROOT).parts[0] in ("build", ".venv", "tests"):
+        folder = path.relative_to(ROOT).parts[0]
+        if path.name == "__init__.py" or folder.startswith(".") or folder in ("build", "tests"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         blocks = [
