@@ -7,6 +7,7 @@ install names `build/links` on the path of the environment; Python itself never 
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from setuptools import Command, find_namespace_packages, setup
@@ -20,6 +21,10 @@ PATH_FILE = (
     "import sys, types; sys.path_importer_cache[{path!r}] = "
     "types.SimpleNamespace(find_spec=lambda name, target=None: None)\n{path}\n"
 )
+
+
+# Every editable install is told that a folder of the package's name may hide it; the one here is the package's own.
+warnings.filterwarnings("ignore", message="Editable installation")
 
 
 class BuildWithoutTests(build_py):
