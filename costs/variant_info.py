@@ -5,7 +5,6 @@ is added to `VariantDescription` and shown by its `rows`.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,12 +13,10 @@ import torch
 from transformers import AutoConfig
 
 import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
-from fusedvlm.model_source import require_source
+from fusedvlm.model_source import HUB_ID, require_source
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connector import name_counts
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES, VISION_PREFIXES
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fusedvlm.costs.variant_info import HUB_ID, VariantDescription
+from fusedvlm.costs.variant_info import VariantDescription
 from fusedvlm.evaluation.results import EvaluationResults
 from fusedvlm.files import parse_json, read_yaml
+from fusedvlm.model_source import HUB_ID
 from fusedvlm.plain_data import build
 from fusedvlm.wording import shown
 

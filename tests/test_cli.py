@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fusedvlm.model_source import require_folder_or_repository, require_source
 from fusedvlm.tests import fork_server, tiny
 
 INSTALLED = str(Path(sys.executable).with_name("fusedvlm"))
@@ -172,3 +173,13 @@ def test_debug_stands_anywhere_and_an_interrupt_is_said(tmp_path, monkeypatch, c
         cli.main()
     assert end.value.code == 130
     assert "Interrupted." in capsys.readouterr().err
+
+
+def test_a_repository_is_found_although_a_folder_has_its_owners_name(tmp_path, monkeypatch):
+    """`fusedvlm check me/x` where the folder me/ has no x in it means the Hub; a model's field says what else it may be."""
+    (tmp_path / "me").mkdir()
+    monkeypatch.chdir(tmp_path)
+    require_folder_or_repository("me/x")
+    with pytest.raises(ValueError, match="For me/x on the Hub go to a folder without a me in it"):
+        require_source("text", "me/x")
+    require_source("text", "you/x")

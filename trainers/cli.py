@@ -13,6 +13,7 @@ from fusedvlm.trainers.recipes.recipe_files import (
     find_recipe,
     shipped_presets,
     shipped_recipes,
+    split_command_line,
 )
 
 # Words belong to TRL's parser: this module only sorts them by stage and answers --help.
@@ -85,12 +86,10 @@ def run_words(words: Sequence[str]) -> None:
 
 def check_names(words: Sequence[str]) -> None:
     """Raise `ValueError` for a recipe or preset that is not there, before PyTorch is imported."""
-    for option, folder in (("config", FOLDER), ("preset", FOLDER / "presets")):
-        for number, word in enumerate(words):
-            if word.startswith(f"--{option}="):
-                find_recipe(word.partition("=")[2], folder)
-            elif word == f"--{option}" and number + 1 < len(words):
-                find_recipe(words[number + 1], folder)
+    options, _ = split_command_line(words)
+    for name, folder in (("config", FOLDER), ("preset", FOLDER / "presets")):
+        if name in options:
+            find_recipe(options[name], folder)
 
 
 def main(words: Sequence[str] | None = None) -> None:

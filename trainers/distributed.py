@@ -17,7 +17,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     Returns:
         (N of all ranks, d); the argument itself on one process.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if not has_other_ranks():
         return rows
     ranks, rank = distributed.get_world_size(), distributed.get_rank()
     counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(ranks)]
@@ -32,10 +32,30 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def summed(number: int, device: torch.device) -> int:
-    """Sum of a number over all ranks, which must all call this at the same place; the number itself on one process."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+def has_other_ranks() -> bool:
+    """Whether several processes train together."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def reduced(number: int, operation: distributed.ReduceOp.RedOpType, device: torch.device) -> int:
+    """A number over all ranks, which must all call this at the same place; the number itself on one process.
+
+    Args:
+        number: this rank's.
+        operation: `SUM`, `MAX`, ... of `torch.distributed.ReduceOp`.
+        device: the ranks' backend reduces on.
+    """
+    if not has_other_ranks():
         return number
     total = torch.tensor(number, device=device)
-    distributed.all_reduce(total)
+    distributed.all_reduce(total, op=operation)
     return int(total)
+
+
+def mean_over_ranks(loss: torch.Tensor | float) -> float:
+    """The mean of every rank's loss, the same number on all of them."""
+    if not has_other_ranks():
+        return float(loss)
+    total = torch.as_tensor(loss).detach().clone().double()
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()

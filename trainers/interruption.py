@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
+from torch.distributed import ReduceOp
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .distributed import reduced
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
 SECOND_THOUGHTS = 2.0  # seconds: a launcher passes a Ctrl-C on that the terminal has sent already
@@ -134,22 +136,14 @@ class StopAtBoundary(TrainerCallback):
 
     def _is_asked(self, args: TrainingArguments) -> bool:
         if not self.trainer.stopped_by:
-            self.trainer.stopped_by = agreed(self.stop.received, args.device)
+            # The signal that any rank has received; 0 when none has.
+            self.trainer.stopped_by = reduced(self.stop.received, ReduceOp.MAX, args.device)
         return bool(self.trainer.stopped_by)
 
 
 def name_of(signum: int) -> str:
     """`SIGTERM` for 15."""
     return signal.Signals(signum).name
-
-
-def agreed(received: int, device: torch.device) -> int:
-    """The signal that any rank has received; 0 when none has. With several ranks all must call it at the same place."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return received
-    number = torch.tensor(received, device=device)
-    distributed.all_reduce(number, op=distributed.ReduceOp.MAX)
-    return int(number)
 
 
 def begin_worker(then: Callable[[int], None] | None, number: int) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from fusedvlm.hub_cards.facts import HUB_ID
 from fusedvlm.hub_cards.licenses import LICENSES, terms_of
+from fusedvlm.model_source import HUB_ID
 
 from .card_links import link_problems
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from fusedvlm.hub_cards.facts import HUB_ID
 from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
 from fusedvlm.hub_cards.release.release_files import CARD, CHECKSUMS
 from fusedvlm.hub_cards.release.variant_release import find_variants
+from fusedvlm.model_source import require_folder_or_repository
 
 from .repository_check import Problem, check_and_load
 from .repository_files import folder_files
@@ -81,8 +81,7 @@ def verify(target: str, revision: str | None = None, load: bool = True, run_fore
         if revision is not None:
             raise ValueError(f"{target} is a folder; --revision is for repositories.")
         return [_report(str(folder), folder, None, **options) for folder in _folders(Path(target))]
-    if not HUB_ID.fullmatch(target):
-        raise ValueError(f"{target}: no such folder, and not a repository id like user/name.")
+    require_folder_or_repository(target)
     with downloaded(target, revision) as folder:
         return [_report(f"{target}@{revision}" if revision else target, folder, target, **options)]
 

@@ -16,7 +16,7 @@ import fusedvlm
 from fusedvlm.hub_cards.card.lint_card import lint_card
 from fusedvlm.hub_cards.card.readback import differences
 from fusedvlm.hub_cards.card.render_card import render_card
-from fusedvlm.hub_cards.facts import COMMIT, HUB_ID, CardFacts, Neighbor
+from fusedvlm.hub_cards.facts import COMMIT, CardFacts, Neighbor
 from fusedvlm.hub_cards.licenses import check_stated
 from fusedvlm.hub_cards.release.adapter_release import AUTO_MAPPING
 from fusedvlm.hub_cards.release.bundle import check_code, is_local, weight_headers
@@ -30,6 +30,7 @@ from fusedvlm.hub_cards.release.run_facts import (
     count_facts,
     weights_digest,
 )
+from fusedvlm.model_source import HUB_ID, require_folder
 
 from .code_references import reference_problems
 from .foreign_code import foreign_code, is_code, known_code, printable
@@ -119,8 +120,7 @@ def check_and_load(
         ValueError: when there is no such folder.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder.")
+    require_folder(path)
     problems = check_static(path, repo_id)
     in_order = not problems or (run_foreign_code and all(problem.foreign_code for problem in problems))
     # CODEPATH: an adapter answers with its base only, which is checked as a repository of its own.

@@ -14,9 +14,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from fusedvlm.console import say
 from fusedvlm.files import read_json
-from fusedvlm.hub_cards.facts import HUB_ID
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import AGAIN, Conflict, OddAnswer, PushError, one_line
+from fusedvlm.model_source import HUB_ID
 
 MANIFEST = "checksums.json"
 ATTRIBUTES = ".gitattributes"  # the Hub's own

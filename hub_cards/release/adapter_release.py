@@ -15,6 +15,7 @@ from fusedvlm.hub_cards.card.lint_card import lint_card
 from fusedvlm.hub_cards.card.render_card import card_template
 from fusedvlm.hub_cards.facts import StatedFacts, find_stated, mean_scores
 from fusedvlm.hub_cards.release.run_facts import read_content
+from fusedvlm.model_source import require_folder
 
 from .bundle import Content, is_local, weight_headers
 from .release_files import CARD, CHECKSUMS, checksums
@@ -180,8 +181,7 @@ def find_adapters(path: Path) -> dict[int, Path]:
         ValueError: when there is none, or two have the same m.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder.")
+    require_folder(path)
     folders = [path] if is_adapter(path) else sorted(entry for entry in path.iterdir() if is_adapter(entry))
     if not folders:
         raise ValueError(f"{path}: neither an adapter ({CONFIG}, {WEIGHTS}) nor a folder of adapters.")

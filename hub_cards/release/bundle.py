@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 import fusedvlm.modeling_fusedvlm
 import fusedvlm.processing
 from fusedvlm.files import read_json
-from fusedvlm.hub_cards.facts import COMMIT, HUB_ID
+from fusedvlm.hub_cards.facts import COMMIT
+from fusedvlm.model_source import HUB_ID, require_folder
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CUSTOM_FILE
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES
 
@@ -156,8 +157,7 @@ def _own_connector(folder: Path, path: Path) -> Path:
 
 
 def _matching(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder.")
+    require_folder(folder)
     return sorted({path for pattern in VARIANT_PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 

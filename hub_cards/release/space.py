@@ -10,8 +10,9 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from fusedvlm.hub_cards.card.card_links import read_page
 from fusedvlm.hub_cards.card.render_card import TEMPLATES, card_template
-from fusedvlm.hub_cards.facts import HUB_ID, CardFacts
+from fusedvlm.hub_cards.facts import CardFacts
 from fusedvlm.hub_cards.hub_errors import CALL_ERRORS, explain
+from fusedvlm.model_source import HUB_ID, require_folder_or_repository
 
 from .bundle import Files, bundle
 from .run_facts import read_config, read_content
@@ -42,8 +43,7 @@ def space_files(source: str, revision: str | None = None, repo_id: str | None = 
     """
     folder = Path(source)
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(source):
-            raise ValueError(f"{source}: no such folder, and not a repository id like user/name.")
+        require_folder_or_repository(source)
         return _from_repository(source, revision)
     if revision is not None and repo_id is None:
         raise ValueError(f"{source} is a folder; --revision is for repositories.")

@@ -11,6 +11,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 import fusedvlm
 from fusedvlm.hub_cards.facts import CardFacts, Common, Neighbor, StatedFacts, find_stated
 from fusedvlm.hub_cards.licenses import license_texts
+from fusedvlm.model_source import require_folder
 
 from .bundle import Content, Files, bundle
 from .release_files import CHECKSUMS, card_files, checksums, evidence_files
@@ -87,8 +88,7 @@ def find_variants(path: Path) -> list[Path]:
         ValueError: when there is none, or two have the same m.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder.")
+    require_folder(path)
     if _variant_m(path) is not None:
         return [path]
     found: dict[int, Path] = {}

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed import ReduceOp
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fusedvlm.console import say
-from fusedvlm.trainers.distributed import summed
+from fusedvlm.trainers.distributed import reduced
 
 SHOWN = 5
 HOPELESS = 8  # rows skipped before the first good one
@@ -79,7 +80,7 @@ class SkippedRows(TrainerCallback):
         Raises:
             ValueError: on every process, beyond the limit.
         """
-        if not summed(len(self._untold), device):
+        if not reduced(len(self._untold), ReduceOp.SUM, device):
             return
         for untold in gather_object([self._untold]):
             self._by_others.update(untold)

@@ -3,12 +3,11 @@
 from collections import deque
 from typing import Any
 
-import torch
-from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from fusedvlm.console import say
+from fusedvlm.trainers.distributed import mean_over_ranks
 
 
 class UntilLoss(TrainerCallback, ExportableState):
@@ -79,12 +78,3 @@ class UntilLoss(TrainerCallback, ExportableState):
                 f"The loss is {mean:.3f} in the mean over the last {len(self.losses)} steps, not below until_loss="
                 f"{self.limit:g}, after all {state.max_steps} steps: what follows may begin too early."
             )
-
-
-def mean_over_ranks(loss: torch.Tensor | float) -> float:
-    """The mean of every rank's loss, the same number on all of them."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return float(loss)
-    total = torch.as_tensor(loss).detach().clone().double()
-    distributed.all_reduce(total)
-    return float(total) / distributed.get_world_size()

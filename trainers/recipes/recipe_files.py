@@ -11,7 +11,7 @@ stand at the top level without its section, as in TRL's flat files.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -299,6 +299,34 @@ def find_recipe(name: str | Path, *folders: Path) -> Path:
             return candidate.resolve()
     shipped = sorted(path.stem for folder in folders for path in folder.glob("*.yaml") if path.stem != "base")
     raise ValueError(f"There is no recipe {shown(str(name), 80)}: {did_you_mean(name.stem, shipped)} A path works too.")
+
+
+def split_command_line(words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, list[str]]]]:
+    """`--config`, `--preset` and flags apart from overrides: ({option: value}, [(dotted name, its words)]).
+
+    Raises:
+        ValueError: for a word that belongs to no option.
+    """
+    options: dict[str, str] = {}
+    overrides: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            overrides.append((name, [value] if equals else []))
+        elif overrides:
+            overrides[-1][1].append(word)
+        else:
+            raise ValueError(
+                f"{shown(word)} belongs to no option; write --config {fit(word, 60)} or --field {fit(word, 60)}."
+            )
+    for name in ("config", "preset", "print-config"):
+        given = [values for key, values in overrides if key.replace("_", "-") == name]
+        overrides = [(key, values) for key, values in overrides if key.replace("_", "-") != name]
+        if given:
+            if len(given[-1]) != (0 if name == "print-config" else 1):
+                raise ValueError(f"--{name} takes {'no value' if name == 'print-config' else 'one value'}.")
+            options[name] = given[-1][0] if given[-1] else "true"
+    return options, overrides
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from fusedvlm.wording import fit, shown
 
-from .recipe_files import Recipe, load_recipe, set_field
+from .recipe_files import Recipe, load_recipe, set_field, split_command_line
 from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments, dataclasses_of
 
 MOST_SAMPLES = 10_000_000  # of a batch; more is a slip of the finger, and its divisors are not looked for
@@ -43,34 +43,6 @@ class RecipeParser(TrlParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
         raise ValueError(message)
-
-
-def split_command_line(words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, list[str]]]]:
-    """`--config`, `--preset` and flags apart from overrides: ({option: value}, [(dotted name, its words)]).
-
-    Raises:
-        ValueError: for a word that belongs to no option.
-    """
-    options: dict[str, str] = {}
-    overrides: list[tuple[str, list[str]]] = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            overrides.append((name, [value] if equals else []))
-        elif overrides:
-            overrides[-1][1].append(word)
-        else:
-            raise ValueError(
-                f"{shown(word)} belongs to no option; write --config {fit(word, 60)} or --field {fit(word, 60)}."
-            )
-    for name in ("config", "preset", "print-config"):
-        given = [values for key, values in overrides if key.replace("_", "-") == name]
-        overrides = [(key, values) for key, values in overrides if key.replace("_", "-") != name]
-        if given:
-            if len(given[-1]) != (0 if name == "print-config" else 1):
-                raise ValueError(f"--{name} takes {'no value' if name == 'print-config' else 'one value'}.")
-            options[name] = given[-1][0] if given[-1] else "true"
-    return options, overrides
 
 
 def read_value(words: list[str], inside_mapping: bool) -> Any:
