@@ -9,6 +9,7 @@ Shape legend
 Everything about images is packed on axis 0, so that joining samples is concatenation; no index crosses samples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_contrastive import FusedVLMForContrastiveLearning
+from .modeling_fusedvlm_counts import with_count
 from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs, split_image_inputs
 from .modeling_fusedvlm_loading import is_language_key
 from .modeling_fusedvlm_placeholders import (
@@ -31,6 +33,7 @@ from .modeling_fusedvlm_placeholders import (
     repeat_features,
     scatter_visual_tokens,
 )
+from .modeling_fusedvlm_turns import has_later_turns
 
 if not hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation"):
     # Older versions would repeat the packed images row by row, and give beams the wrong ones.
@@ -123,6 +126,41 @@ class FusedVLMModel(FusedVLMFusionModel):
             attentions=None if vision is None else vision.attentions,
             visual_tokens_per_sample=plan.visual_tokens_per_sample(),
         )
+
+    def get_image_features_every_count(
+        self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]
+    ) -> dict[int, FusedVLMImageFeatures]:
+        """`get_image_features` for every m of `counts` in one pass over images and questions; see `fuse_every_count`.
+
+        Pass one on as `generate(..., mm_encoder_outputs={"image": features[m]})` with a prompt of m placeholders.
+
+        Args:
+            counts: every wanted m.
+            inputs: as in `fuse`, without `num_visual_tokens`.
+
+        Returns:
+            {m: features}, in the order of `counts`.
+
+        Raises:
+            ValueError: as `fuse_every_count`; and for several questions about an image on a packed row, where later
+                ones read earlier ones and their m.
+        """
+        segments, plan = self.fuse_every_count(counts, **inputs)
+        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
+        if not self.config.fusion_row_per_turn and has_later_turns(plan):
+            raise ValueError(
+                "On this model's packed rows a second question reads the first one and its m, so its visual tokens "
+                "depend on that one's m; ask get_image_features at each m, or give one question per image."
+            )
+        return {
+            count: FusedVLMImageFeatures(
+                pooler_output=[  # type: ignore[arg-type]  # one tensor per conversation
+                    torch.cat([segments[g][number] for g in group]) for group in plan.segments_per_sample()
+                ],
+                visual_tokens_per_sample=with_count(plan, count).visual_tokens_per_sample(),
+            )
+            for number, count in enumerate(counts)
+        }
 
     def _gradient_anchor(self) -> torch.Tensor:
         """Zero that depends on every trained parameter, for training batches without images.
@@ -269,6 +307,12 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
     def get_image_features(self, *args: Any, **kwargs: Any) -> FusedVLMImageFeatures:
         """See `FusedVLMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
+
+    def get_image_features_every_count(
+        self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]
+    ) -> dict[int, FusedVLMImageFeatures]:
+        """See `FusedVLMModel.get_image_features_every_count`."""
+        return self.model.get_image_features_every_count(counts, **inputs)
 
     def _expand_inputs_for_generation(  # type: ignore[override]  # there it is no method of a model
         self, expand_size: int = 1, **kwargs: Any

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from .modeling_fusedvlm_connector_parts import grid_side, split_questions
+from .modeling_fusedvlm_counts import forward_per_count
 from .modeling_fusedvlm_rows import FusionPlan
 
 # {name: class}; filled by `register_connector`.
@@ -362,6 +363,12 @@ class FusedVLMConnector(nn.Module):
                 tokens[g] = part.flatten(0, 1)
         return tokens
 
+    def every_count(
+        self, view_tokens: torch.Tensor, plan: FusionPlan, counts: list[int], *question: Any
+    ) -> list[list[torch.Tensor]]:
+        """Per segment, per count: what `forward` gives with it; connectors that can share more than the views do."""
+        return forward_per_count(self, view_tokens, plan, counts, *question)
+
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """What `forward` gave, to the LLM's width; most connectors are there already."""
         return states
@@ -476,14 +483,12 @@ class FusedVLMConnector(nn.Module):
 
     # -- conversations about one image, question by question -----------------------------------------------------------
 
-    def start_fusion(self, view_tokens: torch.Tensor) -> Any:
-        """A state that `continue_fusion` extends question by question, for connectors that keep one."""
+    def start_fusion(self, view_tokens: torch.Tensor, views_per_image: list[int]) -> list[Any]:
+        """A state per image that `continue_fusion` extends question by question, for connectors that keep one."""
         raise ValueError(f"The {self.name} connector keeps nothing between questions; use get_image_features.")
 
-    def continue_fusion(
-        self, state: Any, question_input_ids: torch.Tensor | None, num_visual_tokens: int
-    ) -> torch.Tensor:
-        """States of one more question about an image that was read."""
+    def continue_fusion(self, states: list[Any], *question: Any) -> list[torch.Tensor]:
+        """States of one more question about each image that was read."""
         raise ValueError(f"The {self.name} connector keeps nothing between questions; use get_image_features.")
 
 

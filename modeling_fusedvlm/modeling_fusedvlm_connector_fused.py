@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache
 
 from .modeling_fusedvlm_connector import FusedVLMConnector, register_connector
 from .modeling_fusedvlm_connector_parts import grid_side, refuse_query_rows, split_questions
-from .modeling_fusedvlm_rows import FusionPlan, build_fusion_plan, build_fusion_rows, query_token_ids
-from .modeling_fusedvlm_turns import has_later_turns, read_turns, read_views, share_cache
+from .modeling_fusedvlm_counts import read_every_count, with_count
+from .modeling_fusedvlm_rows import FusionPlan, build_fusion_rows, query_token_ids, read_in_buckets
+from .modeling_fusedvlm_turns import continue_caches, has_later_turns, read_turns, read_views, select_images
 from .modeling_fusedvlm_views import FusedVLMViewMerger
 
 # CLIP normalizes only the class token on its own; here its final LayerNorm is applied to every token (fusedvlm's
@@ -218,10 +219,12 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         language_model: nn.Module | None = None,
     ) -> list[torch.Tensor]:
         """(m_g, C) states at the queries and eos of each segment; arguments as in the base."""
-        keep_questions = self.config.fuse_question
         # Not the embedding's device: its weight may be offloaded.
         text_tokens = self.embed_segments(plan, question_input_ids, view_tokens.device)
-        view_tokens = view_tokens.to(text_tokens[0])
+        return read_in_buckets(self._read, view_tokens.to(text_tokens[0]), text_tokens, plan)
+
+    def _read(self, view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan) -> list[torch.Tensor]:
+        keep_questions = self.config.fuse_question
         # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
         if self.config.fusion_row_per_turn and has_later_turns(plan):
             return read_turns(self.model.fuser, view_tokens, text_tokens, plan, keep_questions)
@@ -230,6 +233,22 @@ class FusedVLMFusedConnector(FusedVLMConnector):
             inputs_embeds=rows.embeds, attention_mask=rows.attention_mask, use_cache=False
         ).last_hidden_state
         return [states[row, start:stop] for row, start, stop in rows.spans]
+
+    def every_count(
+        self,
+        view_tokens: torch.Tensor,
+        plan: FusionPlan,
+        counts: list[int],
+        question_input_ids: torch.Tensor | None = None,
+        language_model: nn.Module | None = None,
+    ) -> list[list[torch.Tensor]]:
+        """Per segment, per count (m, C): views, question and queries are read once, with one eos per count behind."""
+        text_tokens = self.embed_segments(with_count(plan, max(counts)), question_input_ids, view_tokens.device)
+
+        def read(views: torch.Tensor, texts: list[torch.Tensor], part: FusionPlan) -> list[list[torch.Tensor]]:
+            return read_every_count(self.model.fuser, views, texts, part, counts)
+
+        return read_in_buckets(read, view_tokens.to(text_tokens[0]), text_tokens, plan)
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """(tokens, C) to (tokens, H)."""
@@ -293,25 +312,22 @@ class FusedVLMFusedConnector(FusedVLMConnector):
     # -- conversations about one image, question by question -----------------------------------------------------------
 
     @torch.no_grad()
-    def start_fusion(self, view_tokens: torch.Tensor) -> Cache:
-        """Cache of V x T positions of one image's views."""
-        return read_views(self.model.fuser, view_tokens.flatten(0, 1)[None])
+    def start_fusion(self, view_tokens: torch.Tensor, views_per_image: list[int]) -> list[Cache]:
+        """Per image, a cache of its views; images of equally many views are read together."""
+        fuser, views = self.model.fuser, view_tokens.split(views_per_image)
+        caches: dict[int, Cache] = {}
+        for count in sorted(set(views_per_image)):
+            images = [image for image, size in enumerate(views_per_image) if size == count]
+            together = read_views(fuser, torch.stack([views[image].flatten(0, 1) for image in images]))
+            caches |= {image: select_images(together, [row]) for row, image in enumerate(images)}
+        return [caches[image] for image in range(len(views_per_image))]
 
     @torch.no_grad()
     def continue_fusion(
-        self, state: Cache, question_input_ids: torch.Tensor | None, num_visual_tokens: int
-    ) -> torch.Tensor:
-        """(m, C) states of one more question, equal to those of one pass over all (the decoder is causal).
-
-        With a row per turn `state` stays as it is: every question continues the views.
-        """
-        length = 0 if question_input_ids is None else len(question_input_ids)
-        self.config.check_num_visual_tokens(num_visual_tokens)
-        plan = build_fusion_plan(1, num_visual_tokens, question_lengths=[length])
-        first: Any = state.layers[0]
-        embeds = self.embed_segments(plan, question_input_ids, first.keys.device)[0]
-        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
-        if self.config.fusion_row_per_turn:
-            state = share_cache(state)
-        states = self.model.fuser(inputs_embeds=embeds[None], past_key_values=state, use_cache=True).last_hidden_state
-        return states[0, -num_visual_tokens:]
+        self, states: list[Cache], plan: FusionPlan, question_input_ids: torch.Tensor | None, extend: bool
+    ) -> list[torch.Tensor]:
+        """Per image (m, C) of one more question; with `extend` each cache has the question and its queries behind."""
+        first: Any = states[0].layers[0]
+        text_tokens = self.embed_segments(plan, question_input_ids, first.keys.device)
+        found = continue_caches(self.model.fuser, states, text_tokens, extend)
+        return [row[-segment.num_visual_tokens :] for row, segment in zip(found, plan.segments, strict=True)]

@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_connectors import FusedVLMConnector, connector_class
+from .modeling_fusedvlm_counts import check_counts
 from .modeling_fusedvlm_rows import FusionPlan, build_fusion_plan
 
 
@@ -123,6 +124,55 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         Raises:
             ValueError: when counts disagree or a token count is out of range; the message has the numbers.
         """
+        view_features, vision_outputs, plan = self._views_and_plan(inputs)
+        if not plan.segments:
+            return FusedVLMFusionOutput(segment_states=[], vision_outputs=vision_outputs), plan
+        for count in sorted({segment.num_visual_tokens for segment in plan.segments}):
+            self.config.check_num_visual_tokens(count)
+        segment_states = self.connector(view_features, plan, *self._questions(inputs))
+        return FusedVLMFusionOutput(segment_states=segment_states, vision_outputs=vision_outputs), plan
+
+    def fuse_every_count(
+        self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]
+    ) -> tuple[list[list[torch.Tensor]], FusionPlan]:
+        """Visual tokens of every image and question for every m: views, question and queries are read once for all m.
+
+        Equal to one `fuse` (and projection) per m to rounding, for any connector. The fused one reads a single row
+        with one eos per m behind its queries, so that ten m cost little more than the largest; with others the views
+        are shared. Every question is read as the first one about its image, whatever `fusion_row_per_turn` says.
+        Gradients flow through all of it.
+
+        An evaluation computes `view_features` once, asks this once per image and question, and answers at each m with
+        `get_image_features_every_count`, whose result `generate` takes as it is.
+
+        Args:
+            counts: every wanted m, in any order.
+            inputs: as in `fuse`; `num_visual_tokens` must be left out.
+
+        Returns:
+            Per segment (image-major), per count: (m, H) for a model with an LLM, (m, C) for the fused connector of one
+            without; m counts by view where the connector does. And which segment belongs to which image and sample.
+
+        Raises:
+            ValueError: for counts that the connector cannot give, or as `fuse`.
+        """
+        wanted = check_counts(counts)
+        if inputs.get("num_visual_tokens") is not None:
+            raise ValueError(
+                "fuse_every_count takes the numbers of visual tokens as counts; leave num_visual_tokens out."
+            )
+        for count in sorted(set(wanted)):
+            self.config.check_num_visual_tokens(count)
+        view_features, _, plan = self._views_and_plan(inputs)
+        if not plan.segments:
+            return [], plan
+        states = self.connector.every_count(view_features, plan, wanted, *self._questions(inputs))
+        if getattr(self, "_has_llm", False):
+            states = [[self.connector.project(part) for part in segment] for segment in states]
+        return states, plan
+
+    def _views_and_plan(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, ModelOutput | None, FusionPlan]:
+        """(V, T, C) given or computed, what the tower returned for it, and the batch's plan."""
         images, kwargs = split_image_inputs(inputs)
         pixel_values, view_features = images.get("pixel_values"), images.get("view_features")
         vision_outputs = None
@@ -141,13 +191,10 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
             images.get("sample_num_images"),
             self.connector.per_view,
         )
-        if not plan.segments:
-            return FusedVLMFusionOutput(segment_states=[], vision_outputs=vision_outputs), plan
-        for count in sorted({segment.num_visual_tokens for segment in plan.segments}):
-            self.config.check_num_visual_tokens(count)
-        language_model = getattr(self, "language_model", None)
-        segment_states = self.connector(view_features, plan, images.get("question_input_ids"), language_model)
-        return FusedVLMFusionOutput(segment_states=segment_states, vision_outputs=vision_outputs), plan
+        return view_features, vision_outputs, plan
+
+    def _questions(self, inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, nn.Module | None]:
+        return inputs.get("question_input_ids"), getattr(self, "language_model", None)
 
     def start_fusion(self, view_features: torch.Tensor) -> Cache:
         """Read one image's views into a key-value cache that any number of questions can continue.
@@ -156,26 +203,90 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
             view_features: (V, T, C) of one image.
 
         Returns:
-            Cache of V x T positions. With `fusion_row_per_turn` every question continues it as it is, also from several
-            threads; without, `copy.deepcopy` it to ask several first questions about the same image.
+            Cache of V x T positions, which `continue_fusion` takes: with `fusion_row_per_turn` for every question and
+            from several threads; without, several first questions about the same image need `extend=False`.
 
         Raises:
             ValueError: for connectors that keep nothing between questions.
         """
-        return self.connector.start_fusion(view_features)
+        return self.connector.start_fusion(view_features, [len(view_features)])[0]
+
+    def start_fusions(self, view_features: torch.Tensor, image_num_views: torch.Tensor | Sequence[int]) -> list[Cache]:
+        """`start_fusion` for several images in one pass (one per number of views, so that nothing is padded).
+
+        Args:
+            view_features: (V, T, C) of all images, image after image.
+            image_num_views: (I,) views of each.
+
+        Returns:
+            A cache per image, each as of `start_fusion`; those of equally many views are slices of the same memory.
+
+        Raises:
+            ValueError: when counts disagree, or for connectors that keep nothing between questions.
+        """
+        plan = build_fusion_plan(len(view_features), 1, image_num_views)
+        return self.connector.start_fusion(view_features, plan.views_per_image)
 
     def continue_fusion(
-        self, cache: Cache, question_input_ids: torch.Tensor | None, num_visual_tokens: int
+        self,
+        cache: Cache,
+        question_input_ids: torch.Tensor | None,
+        num_visual_tokens: int,
+        extend: bool | None = None,
     ) -> torch.Tensor:
         """Ask one more question about a cached image; costs only the question's tokens and the queries.
 
         Args:
-            cache: from `start_fusion`; with `fusion_row_per_turn` left as it is, without extended in place.
+            cache: from `start_fusion`.
             question_input_ids: (length,) or None.
             num_visual_tokens: m or m'.
+            extend: whether the question and its queries stand in the cache afterwards, where later ones read them, as
+                on the packed row. By default as the model was trained: not with `fusion_row_per_turn`, else yes. False
+                asks another first question about the same image; no `copy.deepcopy` of the cache is needed.
 
         Returns:
             (m, C) fusion states, equal to those of one pass over all questions (the decoder is causal). Equal for every
             order of the questions with `fusion_row_per_turn`.
+
+        Raises:
+            ValueError: for a count out of range, or `extend=True` where every question has a row of its own.
         """
-        return self.connector.continue_fusion(cache, question_input_ids, num_visual_tokens)
+        lengths = [0 if question_input_ids is None else len(question_input_ids)]
+        return self.continue_fusions([cache], question_input_ids, lengths, num_visual_tokens, extend)[0]
+
+    def continue_fusions(
+        self,
+        caches: Sequence[Cache],
+        question_input_ids: torch.Tensor | None,
+        question_lengths: torch.Tensor | Sequence[int] | None,
+        num_visual_tokens: torch.Tensor | Sequence[int] | int,
+        extend: bool | None = None,
+    ) -> list[torch.Tensor]:
+        """`continue_fusion` for several images at once: one more question about each, possibly of different users.
+
+        Args:
+            caches: one per image, of any lengths; those of equal length are continued together.
+            question_input_ids: (sum of lengths,) question tokens, image after image, or None.
+            question_lengths: (I,) tokens of each question.
+            num_visual_tokens: (I,) m of each, or one number for all.
+            extend: see `continue_fusion`.
+
+        Returns:
+            Per image (m, C) fusion states.
+
+        Raises:
+            ValueError: when counts disagree, and as `continue_fusion`.
+        """
+        if not caches:
+            raise ValueError("continue_fusions needs the cache of at least one image.")
+        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
+        own_rows = self.config.fusion_row_per_turn
+        if extend and own_rows:
+            raise ValueError("With fusion_row_per_turn no question reads another one; leave extend out.")
+        plan = build_fusion_plan(
+            len(caches), self.config.num_visual_tokens, None, question_lengths, None, num_visual_tokens
+        )
+        for count in sorted({segment.num_visual_tokens for segment in plan.segments}):
+            self.config.check_num_visual_tokens(count)
+        extend = not own_rows if extend is None else extend
+        return self.connector.continue_fusion(list(caches), plan, question_input_ids, extend)

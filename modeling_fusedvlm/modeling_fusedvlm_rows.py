@@ -15,11 +15,17 @@ questions follow, and query i does not depend on how many queries follow it. Her
 ones; `modeling_fusedvlm_turns.py` gives every question a row of its own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+# Rows share a pass while padding is at most this part of what they hold, or at most so many tokens.
+BUCKET_SLACK, BUCKET_TOKENS = 0.1, 64
+
+Read = TypeVar("Read")
 
 
 @dataclass
@@ -71,6 +77,15 @@ class FusionPlan:
         for segment in self.segments:
             counts[segment.sample] += segment.num_placeholders
         return counts
+
+    def of_images(self, images: list[int]) -> tuple["FusionPlan", list[int]]:
+        """The plan of some images alone, numbered in the order given, and which segments of this plan it has."""
+        number = {image: place for place, image in enumerate(images)}
+        chosen = [g for image in images for g, segment in enumerate(self.segments) if segment.image == image]
+        segments = [replace(self.segments[g], image=number[self.segments[g].image]) for g in chosen]
+        return replace(
+            self, views_per_image=[self.views_per_image[image] for image in images], segments=segments
+        ), chosen
 
 
 def to_list(values: torch.Tensor | Sequence[int] | None) -> list[int] | None:
@@ -189,3 +204,57 @@ def build_fusion_rows(
     lengths = torch.tensor(ends, device=embeds.device)
     positions = torch.arange(embeds.shape[1], device=embeds.device)
     return FusionRows(embeds, (positions[None] < lengths[:, None]).long(), spans)
+
+
+def bucket_rows(lengths: list[int]) -> list[list[int]]:
+    """Rows that are read together, so that little padding is: rows of one bucket have nearly the same length.
+
+    >>> bucket_rows([1500, 300, 310, 305])
+    [[0], [2, 3, 1]]
+    """
+    buckets: list[list[int]] = []
+    longest = held = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        size = len(buckets[-1]) + 1 if buckets else 0
+        if buckets and longest * size - held - lengths[row] <= max(BUCKET_TOKENS, BUCKET_SLACK * (held + lengths[row])):
+            buckets[-1].append(row)
+            held += lengths[row]
+        else:
+            buckets.append([row])
+            longest = held = lengths[row]
+    return buckets
+
+
+def read_in_buckets(
+    read: Callable[[torch.Tensor, list[torch.Tensor], FusionPlan], list[Read]],
+    view_tokens: torch.Tensor,
+    text_tokens: list[torch.Tensor],
+    plan: FusionPlan,
+) -> list[Read]:
+    """What `read` gives for every segment, images of unlike lengths apart: padding would be computed and thrown away.
+
+    In one pass where several processes work together: with sharded weights all must call the decoder equally often.
+
+    Args:
+        read: function of view tokens (V, T, C), text tokens of every segment and a plan, as `build_fusion_rows` takes.
+        view_tokens, text_tokens, plan: the batch.
+    """
+    lengths = [views * view_tokens.shape[1] for views in plan.views_per_image]
+    for segment, tokens in zip(plan.segments, text_tokens, strict=True):
+        lengths[segment.image] += len(tokens)
+    buckets = [list(range(len(lengths)))] if _has_company() else bucket_rows(lengths)
+    if len(buckets) == 1:
+        return read(view_tokens, text_tokens, plan)
+    views = view_tokens.split(plan.views_per_image)
+    results: dict[int, Read] = {}
+    for images in buckets:
+        part, chosen = plan.of_images(sorted(images))
+        if chosen:
+            found = read(torch.cat([views[image] for image in sorted(images)]), [text_tokens[g] for g in chosen], part)
+            results.update(zip(chosen, found, strict=True))
+    return [results[g] for g in range(len(plan.segments))]
+
+
+def _has_company() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -19,6 +19,7 @@ Shape legend
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -75,12 +76,11 @@ def build_turn_rows(
         plan: the batch.
         keep_questions: whether `text_tokens` hold the question in front of the queries.
     """
-    device, tokens_per_view = view_tokens.device, view_tokens.shape[1]
-    views = pad_sequence([part.flatten(0, 1) for part in view_tokens.split(plan.views_per_image)], batch_first=True)
-    num_views = [count * tokens_per_view for count in plan.views_per_image]
-    parts: list[list[torch.Tensor]] = [[view_tokens.new_zeros(0, view_tokens.shape[-1])] for _ in num_views]
-    turns: list[list[int]] = [[] for _ in num_views]  # of each text token: which turn it belongs to
-    places: list[list[int]] = [[] for _ in num_views]  # and its place behind the views
+    device = view_tokens.device
+    views, is_view = pad_views(view_tokens, plan.views_per_image)
+    parts: list[list[torch.Tensor]] = [[view_tokens.new_zeros(0, view_tokens.shape[-1])] for _ in views]
+    turns: list[list[int]] = [[] for _ in views]  # of each text token: which turn it belongs to
+    places: list[list[int]] = [[] for _ in views]  # and its place behind the views
     spans = []
     for segment, tokens in zip(plan.segments, text_tokens, strict=True):
         image, start = segment.image, len(turns[segment.image])
@@ -93,12 +93,17 @@ def build_turn_rows(
     size = texts.shape[1]
     turn = torch.tensor([numbers + [0] * (size - len(numbers)) for numbers in turns], device=device)
     place = torch.tensor([numbers + [0] * (size - len(numbers)) for numbers in places], device=device)
-    lengths = torch.tensor(num_views, device=device)
-    is_view = torch.arange(views.shape[1], device=device)[None] < lengths[:, None]
     # Padding is turn 0: it sees views and padding, nobody sees it, and none of its rows is without anything to see.
     is_own = (turn[:, :, None] == turn[:, None]) & torch.ones(size, size, dtype=torch.bool, device=device).tril()
     visible = torch.cat([is_view[:, None].expand(-1, size, -1), is_own], dim=2)
-    return TurnRows(views, is_view, texts, lengths[:, None] + place, visible, spans)
+    return TurnRows(views, is_view, texts, is_view.sum(1, keepdim=True) + place, visible, spans)
+
+
+def pad_views(view_tokens: torch.Tensor, views_per_image: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(V, T, C) as (I, P, C), each image's views behind one another, padded on the right; and (I, P) what is there."""
+    views = pad_sequence([part.flatten(0, 1) for part in view_tokens.split(views_per_image)], batch_first=True)
+    lengths = torch.tensor(views_per_image, device=views.device) * view_tokens.shape[1]
+    return views, torch.arange(views.shape[1], device=views.device)[None] < lengths[:, None]
 
 
 def read_turns(
@@ -115,20 +120,34 @@ def read_turns(
     turns under that mask; without masks, as under flash attention, every turn continues a copy of its image's cache.
     """
     form_mask = MASK_FORMS.get(fuser.config._attn_implementation)
-    # Asked of the layers themselves: the model's property is named differently from version to version.
-    is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in fuser.modules())
-    keeps_cache = not (fuser.training and is_checkpointed)
+    has_cache = keeps_cache(fuser)
     if form_mask is None:
-        read = _read_from_copies if keeps_cache else _read_repeated
+        read = _read_from_copies if has_cache else read_repeated
         return read(fuser, view_tokens, text_tokens, plan)
     rows = build_turn_rows(view_tokens, text_tokens, plan, keep_questions)
-    states = (_read_behind_cache if keeps_cache else _read_in_one_pass)(fuser, rows, form_mask)
+    cache = read_views(fuser, rows.views, rows.is_view) if has_cache else None
+    states = read_rows(fuser, rows, form_mask, cache)
     return [states[image, start:stop] for image, start, stop in rows.spans]
 
 
-def _read_behind_cache(fuser: LlamaModel, rows: TurnRows, form_mask: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """(I, Q, C): views first, all turns behind them; the causal part needs no mask, which is what makes it cheap."""
-    cache = read_views(fuser, rows.views, rows.is_view)
+def keeps_cache(fuser: LlamaModel) -> bool:
+    """Whether the decoder fills key-value caches: layers that are checkpointed in training do not."""
+    # Asked of the layers themselves: the model's property is named differently from version to version.
+    is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in fuser.modules())
+    return not (fuser.training and is_checkpointed)
+
+
+def read_rows(
+    fuser: LlamaModel, rows: TurnRows, form_mask: Callable[..., torch.Tensor], cache: Cache | None
+) -> torch.Tensor:
+    """(I, Q, C) states of the texts of `rows`, behind a cache of their views or, where there is none, in one pass."""
+    return _read_in_one_pass(fuser, rows, form_mask) if cache is None else _read_behind(fuser, rows, form_mask, cache)
+
+
+def _read_behind(
+    fuser: LlamaModel, rows: TurnRows, form_mask: Callable[..., torch.Tensor], cache: Cache
+) -> torch.Tensor:
+    """(I, Q, C): all turns behind the views; the causal part needed no mask, which is what makes it cheap."""
     return fuser(
         inputs_embeds=rows.texts,
         attention_mask=form_mask(rows.visible, rows.texts.dtype),
@@ -180,7 +199,7 @@ def _read_from_copies(
     ]
 
 
-def _read_repeated(
+def read_repeated(
     fuser: LlamaModel, view_tokens: torch.Tensor, text_tokens: list[torch.Tensor], plan: FusionPlan
 ) -> list[torch.Tensor]:
     """Per segment (m_g, C): literally one row per turn, views repeated."""
@@ -212,3 +231,57 @@ def share_cache(cache: Cache) -> Cache:
     shared = copy.copy(cache)
     shared.layers = [copy.copy(layer) for layer in cache.layers]
     return shared
+
+
+def select_images(cache: Cache, images: list[int], length: int | None = None) -> Cache:
+    """A cache of some images and their first `length` positions, all by default; copied only where it must be.
+
+    The cache itself stays as it is, and so do its tensors.
+    """
+    shared = share_cache(cache)
+    for layer in shared.layers:
+        held: Any = layer
+        if images != list(range(len(held.keys))):
+            # One image is a slice, several need a copy.
+            which: Any = slice(images[0], images[0] + 1) if len(images) == 1 else torch.tensor(images)
+            held.keys, held.values = held.keys[which], held.values[which]
+        held.keys, held.values = held.keys[:, :, :length], held.values[:, :, :length]
+    return shared
+
+
+def continue_caches(
+    fuser: LlamaModel, caches: list[Cache], text_tokens: list[torch.Tensor], extend: bool
+) -> list[torch.Tensor]:
+    """Per cache, states (tokens, C) of the text behind it; caches of equal length are continued together, unmasked.
+
+    Args:
+        fuser: the fusion decoder.
+        caches: of one image each.
+        text_tokens: per cache, (tokens, C).
+        extend: whether each cache has its text behind it afterwards; else they stay as they are.
+    """
+    lengths = [cache.get_seq_length() for cache in caches]
+    states: dict[int, torch.Tensor] = {}
+    for length in sorted(set(lengths)):
+        chosen = [number for number, own in enumerate(lengths) if own == length]
+        together = join_caches([caches[number] for number in chosen])
+        # Padding stands behind the text, where a causal decoder does not look.
+        texts = pad_sequence([text_tokens[number] for number in chosen], batch_first=True)
+        outputs = fuser(inputs_embeds=texts, past_key_values=together, use_cache=True).last_hidden_state
+        for row, number in enumerate(chosen):
+            states[number] = outputs[row, : len(text_tokens[number])]
+            if extend:
+                caches[number].layers = select_images(together, [row], length + len(text_tokens[number])).layers
+    return [states[number] for number in range(len(caches))]
+
+
+def join_caches(caches: list[Cache]) -> Cache:
+    """A cache of several images of equal length, from caches of one or more each, which stay as they are."""
+    joined = share_cache(caches[0])
+    if len(caches) > 1:
+        for place, layer in enumerate(joined.layers):
+            held: Any = layer
+            parts: list[Any] = [cache.layers[place] for cache in caches]
+            held.keys = torch.cat([part.keys for part in parts])
+            held.values = torch.cat([part.values for part in parts])
+    return joined
