@@ -8,6 +8,7 @@ from fusedvlm.lazy import late_function
 
 from .configuration_fusedvlm import FusedVLMConfig, FusedVLMFuserConfig
 from .modeling_fusedvlm import (
+    FusedVLMEncoder,
     FusedVLMForConditionalGeneration,
     FusedVLMForContrastiveLearning,
     FusedVLMFusionModel,
@@ -34,6 +35,7 @@ load_from_environment()
 __all__ = [
     "FusedVLMConfig",
     "FusedVLMConnector",
+    "FusedVLMEncoder",
     "FusedVLMForConditionalGeneration",
     "FusedVLMForContrastiveLearning",
     "FusedVLMFuserConfig",

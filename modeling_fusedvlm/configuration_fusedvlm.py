@@ -123,6 +123,9 @@ class FusedVLMConfig(PreTrainedConfig):
         projector_initializer_range (`float`): standard deviation of the projection's initial weights.
         text_model_name_or_path, text_model_revision (`str`, *optional*): repo id and commit of the frozen LLM.
             When set, checkpoints hold only the trained parts and the LLM is read from there.
+        text_model_inside (`bool`, *optional*): whether the LLM's weights are in this checkpoint, set on saving: with
+            `True` nothing is read from `text_model_name_or_path`, which then only names what was copied; with `False`
+            the LLM is a reference. `None` in files older than the field, whose tensors have to be looked at.
         vision_model_name_or_path, vision_model_revision (`str`, *optional*): where the vision tower came from.
 
     Raises:
@@ -165,6 +168,7 @@ class FusedVLMConfig(PreTrainedConfig):
 
     text_model_name_or_path: str | None = None
     text_model_revision: str | None = None
+    text_model_inside: bool | None = None
     vision_model_name_or_path: str | None = None
     vision_model_revision: str | None = None
     tie_word_embeddings: bool = False

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig, __version__ as transformers_version
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_base import FusedVLMPreTrainedModel
 from .modeling_fusedvlm_contrastive import FusedVLMForContrastiveLearning
-from .modeling_fusedvlm_counts import with_count
+from .modeling_fusedvlm_encoder import FusedVLMEncoder, FusedVLMImageFeatures, FusedVLMVisualModel
 from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs, split_image_inputs
 from .modeling_fusedvlm_loading import is_language_key
 from .modeling_fusedvlm_placeholders import (
@@ -33,26 +33,12 @@ from .modeling_fusedvlm_placeholders import (
     repeat_features,
     scatter_visual_tokens,
 )
-from .modeling_fusedvlm_turns import has_later_turns
 
 if not hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation"):
     # Older versions would repeat the packed images row by row, and give beams the wrong ones.
     raise ImportError(
         f"FusedVLM needs transformers 5.18 or newer, this is {transformers_version}: update transformers."
     )
-
-
-@dataclass
-class FusedVLMImageFeatures(BaseModelOutputWithPooling):
-    """Visual tokens, ready for the LLM.
-
-    Args:
-        pooler_output (`list[torch.Tensor]`): per conversation with images: (its visual tokens, H) in prompt order, that
-            is by turn, then image. One entry per conversation, so that beam search repeats it as a whole.
-        visual_tokens_per_sample (`list[int]`, *optional*): how many placeholders each conversation must have.
-    """
-
-    visual_tokens_per_sample: list | None = None
 
 
 @dataclass
@@ -74,93 +60,11 @@ class FusedVLMCausalLMOutputWithPast(ModelOutput):
     image_hidden_states: list | None = None
 
 
-class FusedVLMModel(FusedVLMFusionModel):
+class FusedVLMModel(FusedVLMVisualModel):
     """Fusion model and LLM decoder, without a language-model head."""
-
-    _has_llm = True
 
     def _init_parts(self, config: FusedVLMConfig) -> None:
         self.language_model = AutoModel.from_config(config.text_config)
-
-    @can_return_tuple
-    def get_image_features(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_num_views: torch.Tensor | None = None,
-        question_input_ids: torch.Tensor | None = None,
-        question_lengths: torch.Tensor | None = None,
-        question_turns: torch.Tensor | None = None,
-        num_visual_tokens: torch.Tensor | int | None = None,
-        image_num_questions: torch.Tensor | None = None,
-        sample_num_images: torch.Tensor | None = None,
-        view_features: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> FusedVLMImageFeatures:
-        """Visual tokens of a batch, in the order in which the prompts have placeholders. Arguments as in `fuse`.
-
-        `generate` calls this once, before beams are expanded. Pass the result on as
-        `generate(..., mm_encoder_outputs={"image": features})` to reuse it.
-        """
-        fused, plan = self.fuse(
-            pixel_values=pixel_values,
-            image_num_views=image_num_views,
-            question_input_ids=question_input_ids,
-            question_lengths=question_lengths,
-            question_turns=question_turns,
-            num_visual_tokens=num_visual_tokens,
-            image_num_questions=image_num_questions,
-            sample_num_images=sample_num_images,
-            view_features=view_features,
-            **kwargs,
-        )
-        visual_tokens = []
-        if fused.segment_states:
-            counts = [len(states) for states in fused.segment_states]
-            projected = self.connector.project(torch.cat(fused.segment_states)).split(counts)
-            visual_tokens = [torch.cat([projected[g] for g in group]) for group in plan.segments_per_sample()]
-        vision = fused.vision_outputs
-        return FusedVLMImageFeatures(
-            last_hidden_state=None if vision is None else vision.last_hidden_state,
-            pooler_output=visual_tokens,  # type: ignore[arg-type]  # one tensor per conversation
-            hidden_states=None if vision is None else vision.hidden_states,
-            attentions=None if vision is None else vision.attentions,
-            visual_tokens_per_sample=plan.visual_tokens_per_sample(),
-        )
-
-    def get_image_features_every_count(
-        self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]
-    ) -> dict[int, FusedVLMImageFeatures]:
-        """`get_image_features` for every m of `counts` in one pass over images and questions; see `fuse_every_count`.
-
-        Pass one on as `generate(..., mm_encoder_outputs={"image": features[m]})` with a prompt of m placeholders.
-
-        Args:
-            counts: every wanted m.
-            inputs: as in `fuse`, without `num_visual_tokens`.
-
-        Returns:
-            {m: features}, in the order of `counts`.
-
-        Raises:
-            ValueError: as `fuse_every_count`; and for several questions about an image on a packed row, where later
-                ones read earlier ones and their m.
-        """
-        segments, plan = self.fuse_every_count(counts, **inputs)
-        # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
-        if not self.config.fusion_row_per_turn and has_later_turns(plan):
-            raise ValueError(
-                "On this model's packed rows a second question reads the first one and its m, so its visual tokens "
-                "depend on that one's m; ask get_image_features at each m, or give one question per image."
-            )
-        return {
-            count: FusedVLMImageFeatures(
-                pooler_output=[  # type: ignore[arg-type]  # one tensor per conversation
-                    torch.cat([segments[g][number] for g in group]) for group in plan.segments_per_sample()
-                ],
-                visual_tokens_per_sample=with_count(plan, count).visual_tokens_per_sample(),
-            )
-            for number, count in enumerate(counts)
-        }
 
     def _gradient_anchor(self) -> torch.Tensor:
         """Zero that depends on every trained parameter, for training batches without images.
@@ -424,6 +328,7 @@ FusedVLMModel.register_for_auto_class("AutoModel")
 FusedVLMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
+    "FusedVLMEncoder",
     "FusedVLMForConditionalGeneration",
     "FusedVLMForContrastiveLearning",
     "FusedVLMFusionModel",

@@ -1,6 +1,8 @@
 """What every model of the package shares: flags, initialization, new models from backbones, loading and saving."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -186,8 +188,10 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         if expected_keys is None:  # else an adapter is being loaded, and the files are the adapter's
             lenient, name = load_config.ignore_mismatched_sizes, load_config.pretrained_model_name_or_path
             check_record(model.config, checkpoint_files, name, lenient)
+        config, needs_llm = model.config, hasattr(model, "_has_llm")
         # CODEPATH: variants by reference take their LLM from its own repository; merged ones have none to refer to.
-        if model.config.text_model_name_or_path is None or expected_keys is not None or not hasattr(model, "_has_llm"):
+        is_whole = config.text_model_name_or_path is None or config.text_model_inside
+        if is_whole or expected_keys is not None or not needs_llm:
             return PreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, expected_keys
             )
@@ -221,11 +225,12 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
         """
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         is_main = kwargs.get("is_main_process", True)
+        merged = merged or self.config.text_model_name_or_path is None
         # CODEPATH: variants by reference leave the LLM out; merged ones and models without a reference hold it.
-        if merged or self.config.text_model_name_or_path is None:
+        if merged:
             ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, None
             try:
-                with recording(self.config), carrying_connector(self.config.connector_class, save_directory, is_main):
+                with self._writing(save_directory, is_main, merged):
                     return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
             finally:
                 self._keys_to_ignore_on_save = ignored
@@ -237,12 +242,23 @@ class FusedVLMPreTrainedModel(PreTrainedModel):
             # The trained parts are not quantized, so the variant must not claim to be.
             quantization_config = self.config.__dict__.pop("quantization_config", None)
         try:
-            with recording(self.config), carrying_connector(self.config.connector_class, save_directory, is_main):
+            with self._writing(save_directory, is_main, merged):
                 return super().save_pretrained(save_directory, state_dict=trained, **kwargs)
         finally:
             if quantizer is not None:
                 self.hf_quantizer = quantizer
                 self.config.quantization_config = quantization_config
+
+    @contextmanager
+    def _writing(self, folder: str | os.PathLike, is_main: bool, merged: bool) -> Iterator[None]:
+        """What every save needs around it: the record, the connector's file, whether the LLM is inside."""
+        config, before = self.config, self.config.text_model_inside
+        config.text_model_inside = merged if hasattr(self, "_has_llm") else None
+        try:
+            with recording(config), carrying_connector(config.connector_class, folder, is_main):
+                yield
+        finally:
+            config.text_model_inside = before
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refuse to resize an LLM that is only referred to: reloading it would not fit."""

@@ -29,6 +29,7 @@ FREE_FIELDS = {
     "num_visual_tokens", "num_followup_visual_tokens", "trained_num_visual_tokens", "max_local_views",
     "trained_num_visual_tokens_is_range",
     "text_model_name_or_path", "text_model_revision", "vision_model_name_or_path", "vision_model_revision",
+    "text_model_inside",
     "zero_large_answer_entries", "logit_scale_init_value", "projector_initializer_range", "initializer_range",
     "initializer_factor", "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "dropout",
     "_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache",

@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from .processing_fusedvlm_counts import VisualTokenDial, check_policy
 from .processing_fusedvlm_messages import check_conversations, check_text
+from .processing_fusedvlm_plan import PromptPlanning
 from .processing_fusedvlm_prompt import IMAGE, Prompt, Turn, parse_prompt, replacement_offsets
 from .processing_fusedvlm_tokens import TokenPieces, pad_rows
 
@@ -56,7 +57,7 @@ else:
     Options = Unpack[FusedVLMProcessorKwargs]
 
 
-class FusedVLMProcessor(ProcessorMixin, VisualTokenDial):  # transformers looks at the first
+class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # transformers looks at the first
     """Image processor, LLM tokenizer and query tokenizer behind one call.
 
     Args:
@@ -307,6 +308,12 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial):  # transformers looks 
                     turn.question = question
             if prompt.is_marked or questions is not None:
                 self._refuse_empty(turns, sample)
+            elif self.counts.reads_question and len(turns) == 1 and not turns[0].question:
+                raise ValueError(
+                    f"Sample {sample} asks nothing: its text has image markers alone, and this variant's visual tokens "
+                    "depend on the question. A server that keeps the text from the processor (vLLM without our plugin) "
+                    "would answer wrongly; run `fusedvlm serve`."
+                )
 
     @staticmethod
     def _refuse_empty(turns: list[Turn], sample: int) -> None:

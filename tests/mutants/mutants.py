@@ -325,8 +325,8 @@ MUTANTS = [
     Mutant(
         "a saved variant holds the LLM too",
         "modeling_fusedvlm/modeling_fusedvlm_base.py",
-        "if merged or self.config.text_model_name_or_path is None:",
-        "if merged or self.config.text_model_name_or_path:",
+        "merged = merged or self.config.text_model_name_or_path is None",
+        "merged = merged or bool(self.config.text_model_name_or_path)",
         ("tests/modeling_fusedvlm/test_modeling.py::test_saved_by_reference_and_merged_load_to_the_same_logits",),
     ),
     Mutant(
