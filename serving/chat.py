@@ -20,6 +20,9 @@ from transformers import (
 from fusedvlm.costs.environment import choose_device
 from fusedvlm.model_source import require_source
 
+from .answering import GIBIBYTE, Answerer
+from .byte_cache import ByteCache
+
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, torch.Tensor)
 
@@ -53,6 +56,11 @@ class VisualChat:
         dtype: torch dtype or its name; the checkpoint's own by default.
         model_kwargs: further arguments of `from_pretrained`: `device_map`, `quantization_config`,
             `attn_implementation`, ...
+        cache_bytes: bound on what is kept of pictures: view tokens, fusion states, visual tokens. A question about a
+            picture that was asked about before costs its own tokens only. 0 keeps nothing.
+        language_cache_bytes: bound on the language model's keys and values, from which the next turn of a conversation
+            goes on. 0 keeps nothing.
+        cache: a cache to share with other chats, instead of `cache_bytes`.
 
     Raises:
         ValueError: when a local folder is missing, incomplete or damaged, naming what is wrong.
@@ -64,6 +72,9 @@ class VisualChat:
         revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
+        cache_bytes: int = GIBIBYTE,
+        language_cache_bytes: int = GIBIBYTE,
+        cache: ByteCache | None = None,
         **model_kwargs: Any,
     ) -> None:
         check_folder(model_name_or_path)
@@ -86,6 +97,11 @@ class VisualChat:
         if target is not None:
             self.model.to(target)
         self.model.eval()
+        # CODEPATH: variants that bring older code of their own compute everything anew, as that code does.
+        self.answerer: Answerer | None = None
+        if hasattr(self.processor, "plan_prompts"):
+            kept = ByteCache(cache_bytes) if cache is None else cache
+            self.answerer = Answerer(self.model, self.processor, kept, language_cache_bytes)
 
     def __repr__(self) -> str:
         config = self.model.config
@@ -159,9 +175,13 @@ class VisualChat:
         **generate_kwargs: Any,
     ) -> list[str]:
         """Next assistant message of each conversation."""
-        inputs = self.prepare(conversations, num_visual_tokens)
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **{"do_sample": False, **generate_kwargs})
-        new = output[:, inputs["input_ids"].shape[1] :]
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generate_kwargs}
+        if self.answerer is not None:
+            answers = self.answerer.generate(self.answerer.prompts(conversations, num_visual_tokens), **settings)
+            new: Any = [answer.token_ids for answer in answers]
+        else:
+            inputs = self.prepare(conversations, num_visual_tokens)
+            new = self.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     def stream(
@@ -175,7 +195,12 @@ class VisualChat:
 
         Closing the iterator, or leaving it, ends generation with the token that is being computed.
         """
-        inputs = self.prepare([conversation], num_visual_tokens)
+        prompts: Any = None
+        inputs: Any = None
+        if self.answerer is not None:
+            prompts = self.answerer.prompts([conversation], num_visual_tokens)
+        else:
+            inputs = self.prepare([conversation], num_visual_tokens)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         errors: list[BaseException] = []
         closed = _Closed()
@@ -183,14 +208,12 @@ class VisualChat:
 
         def generate() -> None:
             try:
+                settings = {"max_new_tokens": max_new_tokens, "do_sample": False, **generate_kwargs}
                 with torch.inference_mode():
-                    self.model.generate(
-                        **inputs,
-                        streamer=streamer,
-                        stopping_criteria=criteria,
-                        max_new_tokens=max_new_tokens,
-                        **{"do_sample": False, **generate_kwargs},
-                    )
+                    if self.answerer is not None:
+                        self.answerer.generate(prompts, streamer, stopping_criteria=criteria, **settings)
+                    else:
+                        self.model.generate(**inputs, streamer=streamer, stopping_criteria=criteria, **settings)
             except Exception as error:  # noqa: BLE001 - carried over to the caller's thread below
                 errors.append(error)
                 streamer.end()
