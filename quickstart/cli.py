@@ -20,6 +20,7 @@ def quickstart(
     output: Annotated[Path, typer.Option(help="Where the family and its report go.")] = Path("runs/quickstart"),
     minutes: Annotated[float | None, typer.Option(min=3, help="Clock budget per seed; 6 on the CPU preset.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train so many families, to see the spread of the fit.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first family; the others count on from it.")] = 0,
     preset: Annotated[str, typer.Option(help="cpu or gpu: sizes and step counts.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the training process.")] = 1,
     fuse_question: Annotated[
@@ -70,7 +71,7 @@ def quickstart(
         settings = replace(settings, minutes=minutes)
     command = shlex.join(["fusedvlm", *sys.argv[1:]])
     families = []
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         folder = output if seeds == 1 else output / f"seed{seed}"
         say(f"Seed {seed}: training a family in {folder} (budget {settings.minutes:g} minutes).")
         families.append(run(replace(settings, seed=seed), folder, command, with_comparison=compare))
