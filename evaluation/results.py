@@ -6,6 +6,7 @@ from pathlib import Path
 from fusedvlm.costs.environment import Environment
 from fusedvlm.files import read_json, write_json
 from fusedvlm.plain_data import build
+from fusedvlm.question_scores import read_question_scores, write_question_scores
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,34 @@ class Latency:
 
 @dataclass
 class EvaluationResults:
-    """Everything one evaluation run measured."""
+    """Everything one evaluation run measured.
+
+    `question_scores` are those behind the means, {task: {m: one score per question}}, the questions in the same order at
+    every m. They are kept in a file of their own beside the results, see `fusedvlm.question_scores`.
+    """
 
     environment: Environment
     scores: list[TaskScore] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
+    question_scores: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write JSON, atomically: a killed run leaves no half file."""
-        write_json(path, asdict(self))
+        document = asdict(self)
+        write_question_scores(path, document.pop("question_scores"))
+        write_json(path, document)
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationResults":
-        """Read what `save` wrote. Raises `ValueError` naming the file when something is missing."""
+        """Read what `save` wrote, with the scores of single questions where they were kept.
+
+        Raises:
+            ValueError: naming the file, when something is missing, or the single scores do not give the means.
+        """
         try:
-            return build(cls, read_json(path), "results")
+            results = build(cls, read_json(path), "results")
         except ValueError as error:
             raise ValueError(f"{path}: not a results file ({error}).") from None
+        means = {(score.task, score.num_visual_tokens): score.score for score in results.scores}
+        results.question_scores = read_question_scores(path, means)
+        return results

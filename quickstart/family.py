@@ -128,6 +128,7 @@ def evaluate(
                 )
                 scores = [world.score(task, a, q.answer) for a, (_, q) in zip(answers, asked, strict=True)]
                 results.scores.append(summarize(task, m, scores))
+                results.question_scores.setdefault(task, {})[m] = scores
     return results
 
 

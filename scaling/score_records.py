@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusedvlm.files import check_columns, read_json, read_table
+from fusedvlm.question_scores import questions_file, read_question_scores
 
 PAPER = "paper"
 PAPER_SCORES = Path(__file__).parent / "results_by_m.csv"
@@ -21,7 +24,8 @@ class ScoreRecord:
     """One score at one number of visual tokens.
 
     `groups` are the remaining columns as (name, value) pairs, in file order; scores are compared only within a group.
-    `place` says where the record was read ("row 12"), for messages; `standard_error` is None where none was stated.
+    `place` says where the record was read ("row 12"), for messages; `standard_error` is None where none was stated;
+    `question_scores` are those behind the score, where they were kept.
     """
 
     benchmark: str
@@ -31,6 +35,7 @@ class ScoreRecord:
     groups: tuple[tuple[str, str], ...] = ()
     place: str = ""
     standard_error: float | None = None
+    question_scores: tuple[float, ...] = ()
 
     @property
     def key(self) -> tuple:
@@ -76,6 +81,12 @@ class Curve:
         return stated if len(stated) == len(found) else None
 
     @property
+    def question_scores(self) -> np.ndarray | None:
+        """(points, questions) of the fitted points; None unless all have those of the same number of questions."""
+        counts = {len(point.question_scores) for point in self.points}
+        return None if counts & {0, 1} or len(counts) != 1 else np.array([p.question_scores for p in self.points])
+
+    @property
     def columns(self) -> dict[str, str]:
         """Benchmark, metric and grouping columns, for flat records."""
         return {"benchmark": self.benchmark, "metric": self.metric, **dict(self.groups)}
@@ -102,7 +113,21 @@ def read_scores(source: str | Path, ignore: Sequence[str] = ()) -> list[ScoreRec
     if not records:
         raise ValueError(f"{path}: no scores in it.")
     _refuse_duplicates(records, path)
-    return records
+    return with_question_scores(records, path) if path.suffix == ".json" else records
+
+
+def with_question_scores(records: Sequence[ScoreRecord], path: Path) -> list[ScoreRecord]:
+    """Records of a results file with the scores of single questions, where they lie beside it.
+
+    Raises:
+        ValueError: when what lies beside it belongs to other results.
+    """
+    if not questions_file(path).exists():
+        return [*records]
+    found = read_question_scores(path, {(record.benchmark, record.m): record.score for record in records})
+    return [
+        replace(record, question_scores=tuple(found.get(record.benchmark, {}).get(record.m, ()))) for record in records
+    ]
 
 
 def group_curves(records: Iterable[ScoreRecord], exclude: Sequence[str] = ()) -> list[Curve]:
@@ -175,11 +200,11 @@ def _record(cells: dict[str, Any], place: str, path: Path, ignore: Sequence[str]
     groups = tuple((n, str(v)) for n, v in cells.items() if n not in (*REQUIRED, *ABOUT) and n not in ignore)
     score = _positive(cells["score"], "score", where)
     about = {name: cells[name] for name in ABOUT if name not in ignore and str(cells.get(name, "")).strip() != ""}
-    error = _standard_error(score, about, where)
+    error = stated_error(score, about, where)
     return ScoreRecord(str(cells["benchmark"]), str(cells["metric"]), int(m), score, groups, place, error)
 
 
-def _standard_error(score: float, about: dict[str, Any], where: str) -> float | None:
+def stated_error(score: float, about: dict[str, Any], where: str) -> float | None:
     """The stated error. One of zero, of questions that were all answered alike, becomes that of one success and one
     failure more (Agresti and Coull): nothing is known exactly from a sample."""
     if "standard_error" not in about:

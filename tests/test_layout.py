@@ -39,6 +39,7 @@ LAYERS = [
     ["hub_cards"],
     ["quickstart"],
     ["comparison"],
+    ["lab"],
     ["fusedvlm.cli"],
 ]
 

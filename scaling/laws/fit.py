@@ -5,13 +5,13 @@ The law and its fit: docs/theory.md, "From divergence to scores" and "Fitting sc
 `fit_power_law` takes two lists; `fit_curve` takes a `Curve` read from a file and adds rival laws and held-out errors.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from fusedvlm.scaling.score_records import Curve
 
-from .law_forms import LAWS, FittedLaw, Numbers, fit_law, rank_laws, relative_weights, solve_power as solve
+from .law_forms import LAWS, FittedLaw, Numbers, chi_square, fit_law, rank_laws, relative_weights, solve_power as solve
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class PowerLawFit:
     bootstrap over the points; None with only two different m, where the law passes through every resample. Where the
     scores have standard errors, `alpha_error` is what they alone leave open about alpha, and `lack_of_fit` how many
     times as large the residuals are as they should be (the square root of chi-square per degree of freedom).
+    `alpha_question_interval` is the bootstrap interval over questions, where the scores of single ones were kept: the
+    same questions at every m, so that what they have in common at all m does not count as noise.
     """
 
     c: float
@@ -35,6 +37,7 @@ class PowerLawFit:
     r2_score: float
     alpha_error: float | None = None
     lack_of_fit: float | None = None
+    alpha_question_interval: tuple[float, float] | None = None
 
     def predict(self, num_visual_tokens: Numbers) -> np.ndarray:
         """Fitted scores at the given m."""
@@ -162,11 +165,8 @@ def _error_parts(m: np.ndarray, score: np.ndarray, weight: np.ndarray | None, fi
         return {}
     share = weight**2
     spread = np.log(m) - (share * np.log(m)).sum() / share.sum()
-    parts: dict[str, float] = {"alpha_error": float(1 / np.sqrt((share * spread**2).sum()))}
-    if len(m) > 2:
-        chi_square = (((score - fitted) * weight / score) ** 2).sum()
-        parts["lack_of_fit"] = float(np.sqrt(chi_square / (len(m) - 2)))
-    return parts
+    found = chi_square(score, fitted, score / weight, num_parameters=2)
+    return {"alpha_error": float(1 / np.sqrt((share * spread**2).sum())), "lack_of_fit": found.lack_of_fit}
 
 
 def bootstrap_power_law(
@@ -186,6 +186,33 @@ def bootstrap_power_law(
     picks = _resample(len(m), log_m, resamples, np.random.default_rng(seed))
     weight = relative_weights(score, errors)
     return solve(log_m[picks], log_score[picks], None if weight is None else weight[picks])
+
+
+def bootstrap_questions(
+    num_visual_tokens: Numbers,
+    question_scores: np.ndarray,
+    resamples: int = 2000,
+    seed: int = 0,
+    errors: Numbers | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(log c, alpha) of every resample of the questions; resamples in which some m scores zero are left out.
+
+    Args:
+        num_visual_tokens: (points,) m.
+        question_scores: (points, questions), the same questions at every m.
+        errors: standard errors of the points; they weigh them.
+
+    Raises:
+        ValueError: see `check_points` and `relative_weights`.
+    """
+    m, score = check_points(num_visual_tokens, question_scores.mean(1))
+    questions = question_scores.shape[1]
+    drawn = np.random.default_rng(seed).multinomial(questions, [1 / questions] * questions, resamples)
+    means = drawn @ question_scores.T / questions
+    means = means[(means > 0).all(1)]
+    weight = relative_weights(score, errors)
+    weights = None if weight is None else np.broadcast_to(weight, means.shape)
+    return solve(np.broadcast_to(np.log(m), means.shape), np.log(means), weights)
 
 
 def predict_interval(
@@ -239,6 +266,11 @@ def fit_curve(curve: Curve, confidence: float = 0.95, resamples: int = 2000, see
         ValueError: see `fit_power_law`.
     """
     power = fit_power_law(curve.m, curve.scores, confidence, resamples, seed, curve.errors)
+    if (single := curve.question_scores) is not None:
+        _, alphas = bootstrap_questions(curve.m, single, resamples, seed, curve.errors)
+        if len(alphas) >= 0.9 * resamples:  # else what is left of them is a biased choice
+            low, high = percentile_interval(alphas, confidence)
+            power = replace(power, alpha_question_interval=(float(low), float(high)))
     laws = tuple(rank_laws(curve.m, curve.scores, curve.errors))
     errors = (held_out_error(law.law, curve.m, curve.scores) for law in laws)
     return CurveFit(curve, power, laws, tuple(error for error in errors if error is not None))

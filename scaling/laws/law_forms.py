@@ -52,13 +52,41 @@ class FittedLaw:
 class Law:
     """A functional form: `predict(m, **parameters)`, `fit(log_m, log_score, weight) -> (parameters, at_bound)`.
 
-    `weight` (n,) multiplies the residuals of log scores.
+    `weight` (n,) multiplies the residuals of log scores; None for equal ones.
     """
 
     formula: str
     predict: Callable[..., np.ndarray]
-    fit: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[dict[str, float], bool]]
+    fit: Callable[[np.ndarray, np.ndarray, np.ndarray | None], tuple[dict[str, float], bool]]
     num_parameters: int
+
+
+@dataclass(frozen=True)
+class ChiSquare:
+    """Squared residuals in units of their standard errors: their sum, and the largest residual with its sign.
+
+    `p_value` is the probability of a sum as large if the law were true; None without degrees of freedom.
+    """
+
+    value: float
+    degrees: int
+    largest_z: float
+
+    @property
+    def p_value(self) -> float | None:
+        """Upper tail of the chi-square distribution."""
+        return float(gammaincc(self.degrees / 2, self.value / 2)) if self.degrees > 0 else None
+
+    @property
+    def lack_of_fit(self) -> float | None:
+        """How many times as large the residuals are as they should be."""
+        return float(np.sqrt(self.value / self.degrees)) if self.degrees > 0 else None
+
+
+def chi_square(observed: np.ndarray, fitted: np.ndarray, errors: np.ndarray, num_parameters: int) -> ChiSquare:
+    """Of points against a law with so many fitted parameters."""
+    z = (observed - fitted) / errors
+    return ChiSquare(float((z**2).sum()), len(z) - num_parameters, float(z[np.argmax(np.abs(z))]))
 
 
 def solve_power(
@@ -113,7 +141,7 @@ def fit_law(name: str, m: Numbers, scores: Numbers, errors: Numbers | None = Non
             f"The {name} law has {law.num_parameters} parameters; got {len(np.unique(log_m))} different m."
         )
     weight = relative_weights(score, errors)
-    parameters, at_bound = law.fit(log_m, log_score, np.ones(len(score)) if weight is None else weight)
+    parameters, at_bound = law.fit(log_m, log_score, weight)
     with np.errstate(all="ignore"):
         predicted = law.predict(np.exp(log_m), **parameters)
         residual = log_score - np.log(predicted)
@@ -121,12 +149,10 @@ def fit_law(name: str, m: Numbers, scores: Numbers, errors: Numbers | None = Non
     if weight is None:
         return FittedLaw(name, law.formula, parameters, rss, n, aicc(rss, n, law.num_parameters), at_bound)
     # In units of the scores themselves: their errors are the normal ones.
-    z = (score - predicted) / np.asarray(errors, dtype=float)
-    chi_square, degrees = float((z**2).sum()), n - law.num_parameters
+    found = chi_square(score, predicted, np.asarray(errors, dtype=float), law.num_parameters)
     return FittedLaw(
-        name, law.formula, parameters, rss, n, aicc_of_chi_square(chi_square, n, law.num_parameters), at_bound,
-        chi_square, degrees, float(gammaincc(degrees / 2, chi_square / 2)) if degrees > 0 else None,
-        float(z[np.argmax(np.abs(z))]),
+        name, law.formula, parameters, rss, n, aicc_of_chi_square(found.value, n, law.num_parameters), at_bound,
+        found.value, found.degrees, found.p_value, found.largest_z,
     )  # fmt: skip
 
 
@@ -147,10 +173,10 @@ def relative_weights(scores: np.ndarray, errors: Numbers | None) -> np.ndarray |
     return scores / error
 
 
-def aicc_of_chi_square(chi_square: float, n: int, num_parameters: int) -> float | None:
+def aicc_of_chi_square(value: float, n: int, num_parameters: int) -> float | None:
     """As `aicc`, where the errors are known; None when n <= k + 1."""
     k = num_parameters
-    return None if n - k - 1 <= 0 else float(chi_square + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+    return None if n - k - 1 <= 0 else float(value + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
 def rank_laws(m: Numbers, scores: Numbers, errors: Numbers | None = None) -> list[FittedLaw]:
@@ -164,8 +190,10 @@ def _power(m: np.ndarray, c: float, alpha: float) -> np.ndarray:
     return c * m**-alpha
 
 
-def _fit_power(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray) -> tuple[dict[str, float], bool]:
-    log_c, alpha = solve_power(log_m, log_score, None if (weight == weight[0]).all() else weight)
+def _fit_power(
+    log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None
+) -> tuple[dict[str, float], bool]:
+    log_c, alpha = solve_power(log_m, log_score, weight)
     return {"c": float(np.exp(log_c)), "alpha": float(alpha)}, False
 
 
@@ -173,13 +201,15 @@ def _log_linear(m: np.ndarray, a: float, b: float) -> np.ndarray:
     return a + b * np.log(m)
 
 
-def _fit_log_linear(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray) -> tuple[dict[str, float], bool]:
+def _fit_log_linear(
+    log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None
+) -> tuple[dict[str, float], bool]:
     """Unknowns are the log scores at the smallest and largest m, so the law is positive wherever there are data."""
-    low, width = log_m.min(), np.ptp(log_m)
+    low, width, scale = log_m.min(), np.ptp(log_m), 1.0 if weight is None else weight
     share = (log_m - low) / width
 
     def residuals(ends: np.ndarray) -> np.ndarray:
-        return weight * (np.log(np.exp(ends[0]) * (1 - share) + np.exp(ends[1]) * share) - log_score)
+        return scale * (np.log(np.exp(ends[0]) * (1 - share) + np.exp(ends[1]) * share) - log_score)
 
     first, last = np.exp(least_squares(residuals, _line_ends(log_m, log_score), method="lm").x)
     b = (last - first) / width
@@ -190,9 +220,11 @@ def _saturating(m: np.ndarray, s_inf: float, a: float, b: float) -> np.ndarray:
     return s_inf - a * m**-b
 
 
-def _fit_saturating(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray) -> tuple[dict[str, float], bool]:
+def _fit_saturating(
+    log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None
+) -> tuple[dict[str, float], bool]:
     """Unknowns are the log scores at both ends and the exponent b on a logistic scale, from several starts."""
-    distance, width = log_m - log_m.min(), np.ptp(log_m)
+    distance, width, scale = log_m - log_m.min(), np.ptp(log_m), 1.0 if weight is None else weight
     lower, upper = np.log(EXPONENT_RANGE)
 
     def exponent(t: float) -> float:
@@ -200,15 +232,15 @@ def _fit_saturating(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray
 
     def residuals(x: np.ndarray) -> np.ndarray:
         share = np.expm1(-exponent(x[2]) * distance) / np.expm1(-exponent(x[2]) * width)
-        return weight * (np.log(np.exp(x[0]) * (1 - share) + np.exp(x[1]) * share) - log_score)
+        return scale * (np.log(np.exp(x[0]) * (1 - share) + np.exp(x[1]) * share) - log_score)
 
     ends = _line_ends(log_m, log_score)
     tries = [least_squares(residuals, [*ends, start], method="lm", max_nfev=400) for start in (-3.0, 0.0, 2.0)]
     best = min(tries, key=lambda result: result.cost).x
     b, (first, last) = exponent(best[2]), np.exp(best[:2])
     # S = first + (last - first) (1 - (m/m1)^-b) / (1 - (m2/m1)^-b), with m1, m2 the smallest and largest m
-    scale = (last - first) / -np.expm1(-b * width)
-    parameters = {"s_inf": float(first + scale), "a": float(scale * np.exp(b * log_m.min())), "b": b}
+    rise = (last - first) / -np.expm1(-b * width)
+    parameters = {"s_inf": float(first + rise), "a": float(rise * np.exp(b * log_m.min())), "b": b}
     at_bound = bool(b < 1.02 * EXPONENT_RANGE[0] or b > EXPONENT_RANGE[1] / 1.02)
     return parameters, at_bound
 

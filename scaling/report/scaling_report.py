@@ -7,10 +7,19 @@ from pathlib import Path
 from fusedvlm.charts import figure_uri as _uri
 from fusedvlm.console import progress
 from fusedvlm.files import read_json, write_atomically
+from fusedvlm.question_scores import ENDING, read_question_scores
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 from fusedvlm.scaling.laws.compare_curves import ModelScore, cluster_curves, input_effects, read_models
 from fusedvlm.scaling.laws.fit import CurveFit, fit_curve
-from fusedvlm.scaling.score_records import PAPER, Curve, ScoreRecord, group_curves, points_matching, read_scores
+from fusedvlm.scaling.score_records import (
+    PAPER,
+    Curve,
+    ScoreRecord,
+    group_curves,
+    points_matching,
+    read_scores,
+    stated_error,
+)
 from fusedvlm.scaling.tradeoff.fit_tradeoff import GridCell, TradeoffFit, fit_tradeoff, read_grid
 from fusedvlm.templates import load_template
 
@@ -78,7 +87,7 @@ def collect(folder: str | Path, exclude: Sequence[str] = ()) -> ReportInputs:
         inputs.grids["published grid, reasoning"] = read_grid()
     else:
         for path in sorted(Path(folder).iterdir()):
-            if path.suffix in (".csv", ".json"):
+            if path.suffix in (".csv", ".json") and not path.name.endswith(ENDING):
                 _read_file(path, inputs, scores)
     rules = _rules_per_source(scores, exclude)
     for name, records in scores.items():
@@ -164,8 +173,15 @@ def _read_evaluation(path: Path, document: dict, inputs: ReportInputs, scores: d
         inputs.left_out[f"{path.name}, {task}"] = "a score of zero, which no power law fits"
     kept = [row for row in document["scores"] if row["task"] not in zero]
     if kept:
-        records = [ScoreRecord(row["task"], "score", row["num_visual_tokens"], row["score"]) for row in kept]
-        scores[path.name] = records
+        single = read_question_scores(path, {(r["task"], r["num_visual_tokens"]): r["score"] for r in document["scores"]})
+        scores[path.name] = [
+            ScoreRecord(
+                row["task"], "score", row["num_visual_tokens"], row["score"],
+                standard_error=stated_error(row["score"], row, f"{path}, row {number}"),
+                question_scores=tuple(single.get(row["task"], {}).get(row["num_visual_tokens"], ())),
+            )
+            for number, row in enumerate(kept, 1)
+        ]  # fmt: skip
     if document["latencies"]:
         inputs.latencies[path.name] = document["latencies"]
 

@@ -23,9 +23,11 @@ def fit_table(fits: Sequence[CurveFit]) -> str:
     """One line per curve."""
     width = max(len(fit.curve.name) for fit in fits)
     with_verdict = any(fit.curve.errors is not None for fit in fits)
+    over_questions = any(fit.power.alpha_question_interval is not None for fit in fits)
     lines = [
         f"{'benchmark/metric':<{width}}  {'c':>9}  {'alpha':>7}  {'interval of alpha':>18}  {'R2':>5}  {'n':>3}  "
         f"best law (dAICc of power, held-out error){'; what the standard errors say' if with_verdict else ''}"
+        f"{'; interval of alpha over questions' if over_questions else ''}"
     ]
     for fit in fits:
         power, best = fit.power, fit.laws[0]
@@ -36,6 +38,7 @@ def fit_table(fits: Sequence[CurveFit]) -> str:
         lines.append(
             f"{fit.curve.name:<{width}}  {power.c:>9.3f}  {power.alpha:>7.4f}  {interval:>18}  {power.r2:>5.2f}  "
             f"{power.n:>3}  {best.law} ({gap}{held_out}){'; ' + fit.verdict if with_verdict else ''}"
+            + ("; [{:.3f}, {:.3f}]".format(*single) if (single := power.alpha_question_interval) else "")
         )
     return "\n".join([*lines, *_seed_lines(fits)])
 

@@ -14,6 +14,7 @@ from scipy.optimize import brentq, least_squares
 from scipy.stats import f as f_distribution
 
 from fusedvlm.files import read_table
+from fusedvlm.scaling.laws.law_forms import REJECTED_BELOW, ChiSquare, chi_square
 
 PUBLISHED_GRID = Path(__file__).parent / "token_parameter_grid.csv"
 CONVENTIONS = ("vision", "vision+text")
@@ -22,12 +23,16 @@ NAMES = ("a", "alpha", "beta", "d")
 
 @dataclass(frozen=True)
 class GridCell:
-    """Accuracy in (0, 1) of an LLM of `llm_params_b` * 1e9 parameters reading `num_visual_tokens` tokens."""
+    """Accuracy in (0, 1) of an LLM of `llm_params_b` * 1e9 parameters reading `num_visual_tokens` tokens.
+
+    `standard_error` is that of the accuracy, None where none is known.
+    """
 
     llm_params_b: float
     num_visual_tokens: int
     score: float
     place: str = ""
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class TradeoffFit:
 
     `squared_error` is the sum over the cells. `intervals` are profile intervals: all values of a parameter whose best
     fit is not worse than an F test at `confidence` allows, cut at the bounds. `warnings` say which bound is active and
-    which cells look doubtful.
+    which cells look doubtful. Where every cell has a standard error, the squares are weighed by them, and `goodness`
+    says whether sampling alone explains the residuals.
     """
 
     a: float
@@ -51,6 +57,16 @@ class TradeoffFit:
     intervals: dict[str, tuple[float, float]]
     confidence: float
     warnings: tuple[str, ...]
+    goodness: ChiSquare | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the standard errors leave the law standing, in words."""
+        if self.goodness is None or self.goodness.p_value is None:
+            return "not tested: no standard errors" if self.goodness is None else "not tested: too few cells"
+        if self.goodness.p_value < REJECTED_BELOW:
+            return f"rejected (z up to {abs(self.goodness.largest_z):.1f})"
+        return "holds"
 
     def error(self, llm_params_b: float | np.ndarray, num_visual_tokens: float | np.ndarray) -> np.ndarray:
         """Predicted error 1 - accuracy."""
@@ -69,7 +85,8 @@ class Choice:
 
 
 def read_grid(source: str | Path = PUBLISHED_GRID, task: str | None = "reasoning") -> list[GridCell]:
-    """Read a grid: CSV with columns llm_params_b, num_visual_tokens, score (accuracy in (0, 1)), optionally task.
+    """Read a grid: CSV with columns llm_params_b, num_visual_tokens, score (accuracy in (0, 1)), optionally task and
+    standard_error.
 
     Args:
         source: path; the published grid by default.
@@ -96,6 +113,7 @@ def read_grid(source: str | Path = PUBLISHED_GRID, task: str | None = "reasoning
 def _cell(row: dict, place: str, source: str | Path) -> GridCell:
     try:
         n, v, score = float(row["llm_params_b"]), float(row["num_visual_tokens"]), float(row["score"])
+        error = float(row["standard_error"]) if row.get("standard_error") else None
     except (TypeError, ValueError):
         raise ValueError(f"{source}, {place}: {dict(row)} has a value that is not a number.") from None
     if not (np.isfinite(n) and n > 0 and v >= 1 and v == int(v) and 0 < score < 1):
@@ -103,7 +121,9 @@ def _cell(row: dict, place: str, source: str | Path) -> GridCell:
             f"{source}, {place}: llm_params_b={n:g}, num_visual_tokens={v:g}, score={score:g}; need positive sizes, "
             "whole tokens from 1 and an accuracy between 0 and 1 (divide per cent by 100)."
         )
-    return GridCell(n, int(v), score, place)
+    if error is not None and not (np.isfinite(error) and error > 0):
+        raise ValueError(f"{source}, {place}: standard_error={error:g} is not positive; leave it empty if unknown.")
+    return GridCell(n, int(v), score, place, error)
 
 
 def fit_tradeoff(
@@ -128,13 +148,15 @@ def fit_tradeoff(
     _check_fit(cells, convention, d_bounds)
     n, v, y = (np.array(column, dtype=float) for column in zip(*[_triple(cell) for cell in cells], strict=True))
     log_n, log_t = np.log(n), np.log(_tokens(v, convention, text_tokens))
-    problem = _Problem(log_n, log_t, y, d_bounds)
+    errors = _standard_errors(cells)
+    problem = _Problem(log_n, log_t, y, d_bounds, None if errors is None else errors.mean() / errors)
     best, cost = problem.solve({})
     intervals = {name: problem.interval(name, best, cost, confidence) for name in NAMES}
     warnings = (*_bound_warnings(best["d"], d_bounds), *_repeated_cells(cells))
+    fitted = best["a"] * n ** -best["alpha"] * np.exp(log_t) ** -best["beta"] + best["d"]
     return TradeoffFit(
         **best,
-        squared_error=cost,
+        squared_error=float(((fitted - y) ** 2).sum()),
         n=len(cells),
         convention=convention,
         text_tokens=text_tokens,
@@ -142,6 +164,7 @@ def fit_tradeoff(
         intervals=intervals,
         confidence=confidence,
         warnings=warnings,
+        goodness=None if errors is None else chi_square(y, fitted, errors, len(NAMES)),
     )
 
 
@@ -190,8 +213,15 @@ def choices_for_budget(
 class _Problem:
     """Least squares in (log a, alpha, beta, d) with any of them fixed; the work horse of fit and profiles."""
 
-    def __init__(self, log_n: np.ndarray, log_t: np.ndarray, y: np.ndarray, d_bounds: tuple[float, float]) -> None:
-        self.log_n, self.log_t, self.y = log_n, log_t, y
+    def __init__(
+        self,
+        log_n: np.ndarray,
+        log_t: np.ndarray,
+        y: np.ndarray,
+        d_bounds: tuple[float, float],
+        weight: np.ndarray | None = None,
+    ) -> None:
+        self.log_n, self.log_t, self.y, self.weight = log_n, log_t, y, 1.0 if weight is None else weight
         top = min(d_bounds[1], float(y.min()) * (1 - 1e-6))  # D above the smallest error leaves nothing to explain
         self.bounds = {"a": (-20, 20), "alpha": (-5, 5), "beta": (-5, 5), "d": (d_bounds[0], top)}
 
@@ -250,7 +280,8 @@ class _Problem:
         return {"a": log_a, "alpha": alpha, "beta": beta, "d": d}
 
     def _residuals(self, p: dict[str, float]) -> np.ndarray:
-        return np.exp(p["a"] - p["alpha"] * self.log_n - p["beta"] * self.log_t) + p["d"] - self.y
+        predicted = np.exp(p["a"] - p["alpha"] * self.log_n - p["beta"] * self.log_t) + p["d"]
+        return self.weight * (predicted - self.y)
 
 
 def _tokens(visual: np.ndarray, convention: str, text_tokens: int) -> np.ndarray:
@@ -259,6 +290,12 @@ def _tokens(visual: np.ndarray, convention: str, text_tokens: int) -> np.ndarray
 
 def _triple(cell: GridCell) -> tuple[float, float, float]:
     return cell.llm_params_b, cell.num_visual_tokens, 1 - cell.score
+
+
+def _standard_errors(cells: Sequence[GridCell]) -> np.ndarray | None:
+    """(n,) standard errors; None unless every cell has one."""
+    stated = [cell.standard_error for cell in cells if cell.standard_error is not None]
+    return np.array(stated) if len(stated) == len(cells) else None
 
 
 def _check_fit(cells: Sequence[GridCell], convention: str, d_bounds: tuple[float, float]) -> None:
