@@ -34,8 +34,8 @@ class Latency:
 class EvaluationResults:
     """Everything one evaluation run measured.
 
-    `question_scores` are those behind the means, {task: {m: one score per question}}, the questions in the same order at
-    every m. They are kept in a file of their own beside the results, see `fusedvlm.question_scores`.
+    `question_scores` are those behind the means, {task: {m: one score per question}}, the same questions in the same
+    order at every m. They are kept in a file of their own beside the results, see `fusedvlm.question_scores`.
     """
 
     environment: Environment

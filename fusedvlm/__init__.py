@@ -25,8 +25,8 @@ _PUBLIC = {
 }
 
 _PACKAGES = (
-    "comparison", "conversion", "costs", "data", "evaluation", "hub_cards", "modeling_fusedvlm", "processing",
-    "quickstart", "reducers", "scaling", "serving", "trainers",
+    "comparison", "conversion", "costs", "data", "evaluation", "hub_cards", "lab", "modeling_fusedvlm",
+    "processing", "quickstart", "reducers", "scaling", "serving", "trainers",
 )  # fmt: skip
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

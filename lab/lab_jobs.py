@@ -70,7 +70,9 @@ class LabFolder:
         workers: processes that share the trainings.
     """
 
-    def __init__(self, plan: LabPlan, folder: Path, command: str, deadline: float | None = None, workers: int = 1) -> None:
+    def __init__(
+        self, plan: LabPlan, folder: Path, command: str, deadline: float | None = None, workers: int = 1
+    ) -> None:
         self.plan, self.folder, self.command = plan, folder, command
         self.deadline, self.workers = deadline, workers
         self.jobs = list_jobs(plan)
@@ -179,7 +181,9 @@ class LabFolder:
         """Training images without their pixels."""
         contents = read_json(self.folder / VISION / "images.json", list)
         return [
-            world.Sample(None, scene, {cell: what if isinstance(what, str) else tuple(what) for cell, what in c.items()})
+            world.Sample(
+                None, scene, {cell: what if isinstance(what, str) else tuple(what) for cell, what in c.items()}
+            )
             for scene, c in contents
         ]
 
@@ -224,7 +228,9 @@ class LabFolder:
         missing = self.missing(training)
         if not missing:
             return
-        results = EvaluationResults.load(path) if path.exists() else EvaluationResults(describe_environment(self.command))
+        results = (
+            EvaluationResults.load(path) if path.exists() else EvaluationResults(describe_environment(self.command))
+        )
         model, processor = self._load(training)
         settings, features = self.settings(training.llm_width, training.reads_question), self.features["held_out"]
         for m in missing:

@@ -20,8 +20,8 @@ class LabPlan:
 
     Args:
         llm_widths: of the language models. The smallest cannot answer every question from a text in so many steps.
-        generation_steps: of stage 2 behind the look-up phase, with the question; 1.28 times as many of the unconditioned
-            recipe without it.
+        generation_steps: of stage 2 behind the look-up phase, with the question; the unconditioned recipe, without it,
+            takes 1.28 times as many.
         divergence_pairs: pairs of held-out images.
     """
 
@@ -129,7 +129,9 @@ def claim_folder(folder: Path, plan: LabPlan) -> None:
     changed = [name for name, value in ours.items() if theirs.get(name) != value]
     if changed:
         first = "; ".join(f"{name} {theirs.get(name)}, now {ours[name]}" for name in changed[:3])
-        raise ValueError(f"{folder} holds a lab with other settings ({first}). Use another --output, or the same settings.")
+        raise ValueError(
+            f"{folder} holds a lab with other settings ({first}). Use another --output, or the same settings."
+        )
 
 
 def read_plan(folder: Path) -> LabPlan:

@@ -136,7 +136,9 @@ def read_grid_folder(folder: str | Path, kinds: Mapping[str, Sequence[str]] | No
     variants, left_out = [], []
     for path in sorted(folder.rglob("results.json")):
         where = path.parent.relative_to(folder)
-        if set(where.parts) & set(NOT_VARIANTS) or any(part.startswith(".") or "partial" in part for part in where.parts):
+        if set(where.parts) & set(NOT_VARIANTS) or any(
+            part.startswith(".") or "partial" in part for part in where.parts
+        ):
             continue
         variant = _variant_of(path)
         if variant is None:
@@ -148,7 +150,7 @@ def read_grid_folder(folder: str | Path, kinds: Mapping[str, Sequence[str]] | No
             f"{folder}: no variant with results.json in it; evaluate variants of several language models first, or "
             "leave the folder out to train a grid."
         )
-    tasks = [task for task in dict.fromkeys(s.task for variant in variants for s in variant.results.scores)]
+    tasks = list(dict.fromkeys(s.task for variant in variants for s in variant.results.scores))
     return Grid(tuple(variants), choose_kinds(tasks, kinds), tuple(left_out))
 
 
@@ -161,7 +163,9 @@ def choose_kinds(tasks: Sequence[str], kinds: Mapping[str, Sequence[str]] | None
     if kinds:
         for kind, wanted in kinds.items():
             if unknown := sorted(set(wanted) - set(tasks)):
-                raise ValueError(f"Kind {kind}: nobody was scored on {', '.join(unknown)}; tasks are {', '.join(tasks)}.")
+                raise ValueError(
+                    f"Kind {kind}: nobody was scored on {', '.join(unknown)}; tasks are {', '.join(tasks)}."
+                )
         return {kind: tuple(wanted) for kind, wanted in kinds.items()}
     if set(tasks) == set(TASKS):
         return {kind: tuple(named) for kind, named in WORLD_KINDS.items()}
@@ -188,7 +192,10 @@ def parse_kinds(rules: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _variant_of(results: Path) -> Path | None:
     """The variant that results are about: their own folder, else the one with the largest m of the family in it."""
-    candidates = [results.parent, *(p for p in sorted(results.parent.iterdir()) if p.is_dir() and p.name not in NOT_VARIANTS)]
+    candidates = [
+        results.parent,
+        *(p for p in sorted(results.parent.iterdir()) if p.is_dir() and p.name not in NOT_VARIANTS),
+    ]
     found = [(folder, fields) for folder in candidates if (fields := _fields(folder)) is not None]
     if found and found[0][0] == results.parent:
         return results.parent

@@ -82,7 +82,7 @@ def quickstart(
         return
     for family in families:
         show(_answers(family))
-    show(_table(families))
+    show(_table(families, first_seed))
     for family in families:
         if family.second_turns:
             show("\n".join(second_turn_table(family)))
@@ -104,10 +104,10 @@ def _answers(family: "Family") -> str:
     return "\n".join(lines)
 
 
-def _table(families: "list[Family]") -> str:
+def _table(families: "list[Family]", first_seed: int = 0) -> str:
     """Mean score at each m, beside the score on swapped images."""
     lines = ["Mean score over all tasks, held-out images (beside it: each question with another question's image):"]
-    for number, family in enumerate(families):
+    for number, family in enumerate(families, first_seed):
         swapped = family.mean_scores(swapped=True)
         cells = "  ".join(f"m={m}: {score:.3f} ({swapped[m]:.3f})" for m, score in family.mean_scores().items())
         lines.append(f"  seed {number}  {cells}")

@@ -190,9 +190,7 @@ def _power(m: np.ndarray, c: float, alpha: float) -> np.ndarray:
     return c * m**-alpha
 
 
-def _fit_power(
-    log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None
-) -> tuple[dict[str, float], bool]:
+def _fit_power(log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None) -> tuple[dict[str, float], bool]:
     log_c, alpha = solve_power(log_m, log_score, weight)
     return {"c": float(np.exp(log_c)), "alpha": float(alpha)}, False
 

@@ -173,7 +173,9 @@ def _read_evaluation(path: Path, document: dict, inputs: ReportInputs, scores: d
         inputs.left_out[f"{path.name}, {task}"] = "a score of zero, which no power law fits"
     kept = [row for row in document["scores"] if row["task"] not in zero]
     if kept:
-        single = read_question_scores(path, {(r["task"], r["num_visual_tokens"]): r["score"] for r in document["scores"]})
+        single = read_question_scores(
+            path, {(r["task"], r["num_visual_tokens"]): r["score"] for r in document["scores"]}
+        )
         scores[path.name] = [
             ScoreRecord(
                 row["task"], "score", row["num_visual_tokens"], row["score"],

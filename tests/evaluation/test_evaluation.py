@@ -90,3 +90,22 @@ def test_latencies_are_medians_of_rounds_in_which_all_m_take_turns(model, proces
         {"num_visual_tokens": m, "time_to_first_token": m + 10.0, "seconds_per_answer": m + 30.0, "count": 3}
         for m in (1, 4)
     ]
+
+
+def test_single_questions_are_kept_beside_the_results_and_must_be_theirs(tmp_path):
+    path = tmp_path / "results.json"
+    scores = {"list": {4: [1.0, 0.0, 0.5], 8: [1.0, 1.0, 0.5]}}
+    results = EvaluationResults(
+        describe_environment("a command"), [summarize("list", m, values) for m, values in scores["list"].items()]
+    )
+    results.question_scores = scores
+    results.save(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["results.json", "results.questions.json"]
+    assert "question_scores" not in path.read_text()
+    assert EvaluationResults.load(path) == results
+    beside = tmp_path / "results.questions.json"
+    beside.write_text(beside.read_text().replace("0.0", "1.0"))
+    with pytest.raises(ValueError, match=r"results.questions.json: list at m=4 does not give the mean"):
+        EvaluationResults.load(path)
+    EvaluationResults(results.environment, results.scores).save(path)  # results without them: no others' remain
+    assert EvaluationResults.load(path).question_scores == {}
