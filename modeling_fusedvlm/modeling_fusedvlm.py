@@ -212,6 +212,10 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         """See `FusedVLMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
+    def read_uint8_views(self, image_processor: Any) -> None:
+        """See `FusedVLMFusionModel.read_uint8_views`."""
+        self.model.read_uint8_views(image_processor)
+
     def get_image_features_every_count(
         self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]
     ) -> dict[int, FusedVLMImageFeatures]:

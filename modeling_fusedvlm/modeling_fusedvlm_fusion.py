@@ -83,6 +83,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
     vision_tower: PreTrainedModel
     connector: FusedVLMConnector
     fuser: Any  # of the fused connector alone
+    _uint8_scale: list[torch.Tensor] | None = None  # mean and standard deviation (3, 1, 1) of levels
 
     def __init__(self, config: FusedVLMConfig) -> None:
         super().__init__(config)
@@ -100,12 +101,47 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
         """Encode views: vision tower, last norm, merge, newline (fusedvlm's docs/reference.md, "Vision tower").
 
         Args:
-            pixel_values: (V, 3, S, S), normalized.
+            pixel_values: (V, 3, S, S), normalized; or levels of uint8, once `read_uint8_views` said how to read them.
 
         Returns:
             (V, T, C) view tokens, and what the vision tower returned.
+
+        Raises:
+            ValueError: for whole numbers other than uint8, and for uint8 before `read_uint8_views`.
         """
+        if not pixel_values.is_floating_point():
+            pixel_values = self._normalized(pixel_values)
         return self.connector.encode_views(self.vision_tower, pixel_values.to(self.vision_tower.dtype), **kwargs)
+
+    def read_uint8_views(self, image_processor: Any) -> None:
+        """From now on take views as bytes too (`uint8_views=True` of the image processor), normalized on the device.
+
+        Args:
+            image_processor: the one that makes the views; its mean, standard deviation and factor are used.
+
+        Raises:
+            ValueError: for an image processor that does not normalize as this package's do.
+        """
+        factor, mean, std = (getattr(image_processor, f, None) for f in ("rescale_factor", "image_mean", "image_std"))
+        asks = [getattr(image_processor, name, False) for name in ("do_rescale", "do_normalize")]
+        if not all(asks) or not factor or mean is None or std is None:
+            raise ValueError(
+                "read_uint8_views takes the image processor that makes the views (processor.image_processor), with "
+                "do_rescale and do_normalize on."
+            )
+        scaled = [torch.tensor(values, dtype=torch.float32) * (1.0 / factor) for values in (mean, std)]
+        self._uint8_scale = [values.view(-1, 1, 1) for values in scaled]
+
+    def _normalized(self, levels: torch.Tensor) -> torch.Tensor:
+        if levels.dtype != torch.uint8:
+            raise ValueError(f"pixel_values are {levels.dtype}: give normalized floats, or uint8 of uint8_views=True.")
+        if self._uint8_scale is None:
+            raise ValueError(
+                "pixel_values are levels of uint8, and this model does not know how to normalize them: call "
+                "read_uint8_views(processor.image_processor) once, or leave uint8_views out."
+            )
+        mean, std = (values.to(levels.device) for values in self._uint8_scale)
+        return levels.to(torch.float32).sub_(mean).div_(std)
 
     def connector_parameters(self) -> list[nn.Parameter]:
         """Parameters that belong neither to the vision tower nor to the LLM."""

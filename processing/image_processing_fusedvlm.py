@@ -3,119 +3,78 @@
 As in fusedvlm's docs/reference.md, "HD views".
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torchvision.transforms.v2 import functional as tvF
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack
 
-from .image_processing_fusedvlm_arrays import check_levels
 from .image_processing_fusedvlm_common import (
-    WHITE,
     FusedVLMImageProcessorKwargs,
     FusedVLMImageProcessorMixin,
-    cut_tiles,
-    resize_bicubic,
+    LevelScale,
     resize_with_pillow,
 )
+from .image_processing_fusedvlm_pictures import WHITE, Finish, ViewOptions
 from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
 
 if TYPE_CHECKING:  # so that saving copies the other backend's file too
     from .image_processing_pil_fusedvlm import FusedVLMImageProcessorPil  # noqa: F401
 
 
-class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):
+class FusedVLMImageProcessor(FusedVLMImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]
     """Images to views.
 
     Returns `pixel_values` (V, 3, S, S), normalized, image after image with the global view first, and `image_num_views`
-    (I,). On 8-bit pixels in CPU memory the result is that of the published code, whichever backend is installed; on an
-    accelerator, where torchvision resizes, tiles differ by at most one gray level. Floats are 0..1 with
-    `do_rescale=False`, else 0..255.
+    (I,). On 8-bit pixels in CPU memory the result is that of the published code, whichever backend is there; with
+    `exact=False` or on an accelerator, where torch resizes, tiles differ by at most one gray level. Floats are 0..1
+    with `do_rescale=False`, else 0..255.
     """
 
     def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]  # there it is annotated with the usual options
 
-    def process_image(  # type: ignore[override]  # the device goes through kwargs
-        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
-    ) -> torch.Tensor:
-        """One image as a (3, H, W) tensor: pictures upright and RGB, arrays and tensors of uint8 or float32."""
-        image, do_convert_rgb, layout = self.to_levels(image, do_convert_rgb, input_data_format)
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=layout, **kwargs)
+    def _finish(self, image: torch.Tensor, scale: LevelScale) -> torch.Tensor:
+        return self.rescale_and_normalize(
+            image, scale.do_rescale, scale.rescale_factor, scale.do_normalize, scale.image_mean, scale.image_std
+        )
 
-    def _preprocess(  # type: ignore[override]  # options go by name, those of padding in kwargs
-        self,
-        images: list[torch.Tensor],
-        do_resize: bool,
-        size: SizeDict,
-        resample: PILImageResampling,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: Any,
-        image_std: Any,
-        max_local_views: int,
-        global_view: str,
-        keep_thin_images: bool,
-        return_tensors: Any = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        tile_size = self.check_options(size, max_local_views, global_view)
-        if not images:
-            raise ValueError("There are no images to process.")
-        if global_view == "canvas" and max_local_views == 0:
-            raise ValueError("global_view='canvas' shows the canvas of local views: max_local_views=0 has none.")
+    def _finish_in_place(self, scale: LevelScale) -> Finish:
+        if not scale.do_normalize:
+            return (lambda levels: levels.mul_(scale.rescale_factor)) if scale.do_rescale else (lambda levels: levels)
+        mean, std, _ = self._fuse_mean_std_and_rescale_factor(
+            do_normalize=True,
+            image_mean=scale.image_mean,
+            image_std=scale.image_std,
+            do_rescale=scale.do_rescale,
+            rescale_factor=scale.rescale_factor,
+            device=torch.device("cpu"),
+        )
+        mean, std = (torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+        return lambda levels: levels.sub_(mean).div_(std)
 
-        def finish(image: torch.Tensor) -> torch.Tensor:
-            return self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+    @staticmethod
+    def _as_result(view: torch.Tensor) -> torch.Tensor:
+        return view
 
-        views = []
-        for image in images:
-            check_levels(image, do_rescale, rescale_factor, do_normalize)
-            if not do_resize:
-                views.append(finish(image)[None])
-                continue
-            white = WHITE if do_rescale or not image.is_floating_point() else 1
-            laid_out = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
-            canvas = None if laid_out is None else finish(laid_out)
-            if global_view == "canvas" and canvas is not None:
-                whole = canvas
-            else:
-                whole = finish(self._global_square(image, tile_size, keep_thin_images, white))
-            parts = [resize_bicubic(whole.float(), tile_size)[None]]
-            if canvas is not None:
-                parts.append(cut_tiles(canvas.float(), tile_size))
-            views.append(torch.cat(parts))
-        data = {"pixel_values": [view for image in views for view in image], "image_num_views": [len(v) for v in views]}
-        return BatchFeature(data, tensor_type=return_tensors)
-
-    def _canvas(
-        self,
-        image: torch.Tensor,
-        tile_size: int,
-        max_local_views: int,
-        keep_thin_images: bool,
-        resample: PILImageResampling,
-        white: int,
-    ) -> torch.Tensor | None:
+    def _canvas(self, image: torch.Tensor, options: ViewOptions, white: int) -> torch.Tensor | None:
         height, width = image.shape[-2:]
-        plan = plan_canvas(height, width, tile_size, max_local_views, keep_thin_images)
+        plan = plan_canvas(height, width, options.tile_size, options.max_local_views, options.keep_thin_images)
         if plan is None:
             return None
         height, width = plan.resized_height, plan.resized_width
         # Mirrored along the diagonal like the published code: resizing rounds differently the other way round.
         source = image.transpose(-1, -2).contiguous() if plan.is_portrait else image
         target = (width, height) if plan.is_portrait else (height, width)
-        resized = self._resize(source, target, resample)
+        resized = self._resize(source, target, options.resample)
         resized = resized.transpose(-1, -2) if plan.is_portrait else resized
         return tvF.pad(resized, [plan.pad_left, plan.pad_top, plan.pad_right, plan.pad_bottom], fill=white)
 
-    def _global_square(self, image: torch.Tensor, tile_size: int, keep_thin_images: bool, white: int) -> torch.Tensor:
+    def _global_square(self, image: torch.Tensor, options: ViewOptions, white: int) -> torch.Tensor:
         height, width = image.shape[-2:]
-        plan = plan_global_square(height, width, tile_size, keep_thin_images)
+        plan = plan_global_square(height, width, options.tile_size, options.keep_thin_images)
         if plan.is_shrunk:
             # In 8 bits even for floats: Lanczos overshoots at edges, and the published code cuts that off in between.
             levels = image if image.dtype == torch.uint8 else (image * (WHITE / white)).round().clamp(0, WHITE).byte()

@@ -1,118 +1,80 @@
 """HD views with Pillow; needs no torchvision. Same options and, on 8-bit pixels, the same result as its twin."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack
 
-from .image_processing_fusedvlm_arrays import check_levels
 from .image_processing_fusedvlm_common import (
-    WHITE,
     FusedVLMImageProcessorKwargs,
     FusedVLMImageProcessorMixin,
-    cut_tiles,
-    resize_bicubic,
+    LevelScale,
     resize_with_pillow,
 )
+from .image_processing_fusedvlm_pictures import WHITE, Finish, ViewOptions
 from .image_processing_fusedvlm_views import plan_canvas, plan_global_square
 
 if TYPE_CHECKING:  # so that saving copies the other backend's file too
     from .image_processing_fusedvlm import FusedVLMImageProcessor  # noqa: F401
 
 
-class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):
+class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):  # type: ignore[misc]
     """Images to views; see `FusedVLMImageProcessor`."""
 
     def __init__(self, **kwargs: Unpack[FusedVLMImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)  # type: ignore[misc]  # there it is annotated with the usual options
 
-    def process_image(
-        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: Any = None, **kwargs: Any
-    ) -> np.ndarray:
-        """One image as a (3, H, W) array: pictures upright and RGB, arrays and tensors of uint8 or float32."""
-        image, do_convert_rgb, layout = self.to_levels(image, do_convert_rgb, input_data_format)
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, input_data_format=layout, **kwargs)
+    def _finish(self, image: np.ndarray, scale: LevelScale) -> torch.Tensor:
+        image = self.rescale(image, scale.rescale_factor) if scale.do_rescale else image
+        image = self.normalize(image, scale.image_mean, scale.image_std) if scale.do_normalize else image
+        return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
 
-    def _preprocess(  # type: ignore[override]  # options go by name, those of padding in kwargs
-        self,
-        images: list[np.ndarray],
-        do_resize: bool,
-        size: SizeDict,
-        resample: PILImageResampling,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: Any,
-        image_std: Any,
-        max_local_views: int,
-        global_view: str,
-        keep_thin_images: bool,
-        return_tensors: Any = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        tile_size = self.check_options(size, max_local_views, global_view)
-        if not images:
-            raise ValueError("There are no images to process.")
-        if global_view == "canvas" and max_local_views == 0:
-            raise ValueError("global_view='canvas' shows the canvas of local views: max_local_views=0 has none.")
+    def _finish_in_place(self, scale: LevelScale) -> Finish:
+        # transformers rescales in float64 and rounds. A division of float32 gives the same where the factor is the
+        # inverse of a whole number, which all 256 levels are asked about; else it is float64 here, too.
+        levels = np.arange(WHITE + 1, dtype=np.uint8)
+        divisor = np.float32(round(1 / scale.rescale_factor)) if scale.do_rescale and scale.rescale_factor else None
+        wanted = self.rescale(levels[None, None], scale.rescale_factor) if divisor else None
+        is_division = divisor and np.array_equal(levels.astype(np.float32) / divisor, wanted[0, 0])
+        mean, std = (
+            torch.as_tensor(np.broadcast_to(np.asarray(values, dtype=np.float32), 3).copy()).view(3, 1, 1)
+            for values in (scale.image_mean, scale.image_std)
+        )
 
-        def finish(image: np.ndarray) -> torch.Tensor:
-            image = self.rescale(image, rescale_factor) if do_rescale else image
-            image = self.normalize(image, image_mean, image_std) if do_normalize else image
-            return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+        def finish(view: torch.Tensor) -> None:
+            if is_division:
+                view.div_(float(divisor))
+            elif scale.do_rescale:
+                view.copy_(view.double().mul_(scale.rescale_factor))
+            if scale.do_normalize:
+                view.sub_(mean).div_(std)
 
-        views = []
-        for image in images:
-            check_levels(image, do_rescale, rescale_factor, do_normalize)
-            if not do_resize:
-                views.append(finish(image)[None])
-                continue
-            white = WHITE if do_rescale or image.dtype == np.uint8 else 1
-            laid_out = self._canvas(image, tile_size, max_local_views, keep_thin_images, resample, white)
-            canvas = None if laid_out is None else finish(laid_out)
-            if global_view == "canvas" and canvas is not None:
-                whole = canvas
-            else:
-                whole = finish(self._global_square(image, tile_size, keep_thin_images, white))
-            parts = [resize_bicubic(whole, tile_size)[None]]
-            if canvas is not None:
-                parts.append(cut_tiles(canvas, tile_size))
-            views.append(torch.cat(parts))
-        data = {
-            "pixel_values": [view.numpy() for image in views for view in image],
-            "image_num_views": [len(image) for image in views],
-        }
-        return BatchFeature(data, tensor_type=return_tensors)
+        return finish
 
-    def _canvas(
-        self,
-        image: np.ndarray,
-        tile_size: int,
-        max_local_views: int,
-        keep_thin_images: bool,
-        resample: PILImageResampling,
-        white: int,
-    ) -> np.ndarray | None:
+    @staticmethod
+    def _as_result(view: torch.Tensor) -> np.ndarray:
+        return view.numpy()
+
+    def _canvas(self, image: np.ndarray, options: ViewOptions, white: int) -> np.ndarray | None:
         height, width = image.shape[-2:]
-        plan = plan_canvas(height, width, tile_size, max_local_views, keep_thin_images)
+        plan = plan_canvas(height, width, options.tile_size, options.max_local_views, options.keep_thin_images)
         if plan is None:
             return None
         height, width = plan.resized_height, plan.resized_width
         # Mirrored along the diagonal like the published code: resizing rounds differently the other way round.
         source = image.transpose(0, 2, 1) if plan.is_portrait else image
         target = (width, height) if plan.is_portrait else (height, width)
-        resized = resize_with_pillow(source, target, resample)
+        resized = resize_with_pillow(source, target, options.resample)
         resized = resized.transpose(0, 2, 1) if plan.is_portrait else resized
         margins = ((0, 0), (plan.pad_top, plan.pad_bottom), (plan.pad_left, plan.pad_right))
         return np.pad(resized, margins, constant_values=white)
 
-    def _global_square(self, image: np.ndarray, tile_size: int, keep_thin_images: bool, white: int) -> np.ndarray:
+    def _global_square(self, image: np.ndarray, options: ViewOptions, white: int) -> np.ndarray:
         height, width = image.shape[-2:]
-        plan = plan_global_square(height, width, tile_size, keep_thin_images)
+        plan = plan_global_square(height, width, options.tile_size, options.keep_thin_images)
         if plan.is_shrunk:
             # In 8 bits even for floats: Lanczos overshoots at edges, and the published code cuts that off in between.
             is_bytes = image.dtype == np.uint8

@@ -22,7 +22,7 @@ HUB_FILES = sorted(
     ]
 )
 ALLOWED = {
-    "torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "torchvision", "base64", "binascii",
+    "torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors", "torchvision", "base64", "binascii", "concurrent",
     "contextlib", "copy", "difflib", "inspect", "collections", "dataclasses", "io", "json", "math", "os", "pathlib", "re", "struct", "threading", "typing",
     "urllib", "warnings", "weakref", "zlib",
 }  # fmt: skip
