@@ -1,7 +1,8 @@
 """Draw the README's picture from a real run, `fusedvlm quickstart --compare`: `python docs/write_picture.py FAMILY`.
 
 One scene that no training saw, asked at three m by the family's own weights, and the scores with and without the
-question as the run measured them. `docs/pictures/dial.json` holds everything the picture shows, and where it is from.
+question as the run measured them. `docs/pictures/dial.json` holds everything the picture and the README's table
+show, and where it is from; the table is printed.
 """
 
 import json
@@ -13,7 +14,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fusedvlm import FusedVLMConfig
 from fusedvlm.charts import BLUE, LINES, ORANGE, RED, save_figure, token_axis
+from fusedvlm.costs.counts import Flops, count_flops, read_shapes
+from fusedvlm.costs.profiled_model import paper_config
 from fusedvlm.files import read_json, write_json
 from fusedvlm.quickstart.world import make_sample
 from fusedvlm.serving import VisualChat
@@ -37,8 +41,8 @@ def collect(family: Path) -> dict[str, Any]:
     index = next(number for number in range(UNSEEN, UNSEEN + 100) if make_sample(0, number).is_scene)
     sample = make_sample(0, index)
     sample.image.save(PICTURES / "scene.png")
-    cell, (color, _) = next(iter(sample.content.items()))
-    asked = {f"colour at {cell}": color, "list all objects": _listing(sample.content)}
+    questions = sample.cell_question("colour", next(iter(sample.content))), sample.dense_question()
+    asked = {question.text: question.answer for question in questions}
     chat = VisualChat(max(family.glob("fusedvlm-m*"), key=lambda path: int(path.name.rpartition("m")[2])))
     answers = {
         question: {m: chat.ask(sample.image, question, num_visual_tokens=m, max_new_tokens=64) for m in COUNTS}
@@ -48,12 +52,45 @@ def collect(family: Path) -> dict[str, Any]:
     curves = {
         name: {key: entrant[key] for key in ("title", "one_word", "dense")} for name, entrant in comparison.items()
     }
-    environment = read_json(family / "results.json")["environment"]
-    return {"scene": index, "asked": asked, "answers": answers, "curves": curves, "measured": environment}
+    results = read_json(family / "results.json")
+    first_token = {str(row["num_visual_tokens"]): row["time_to_first_token"] for row in results["latencies"]}
+    return {
+        "scene": index,
+        "asked": asked,
+        "answers": answers,
+        "curves": curves,
+        "seconds_to_first_token": first_token,
+        "flops": paper_flops([int(m) for m in first_token]),
+        "measured": results["environment"],
+    }
 
 
-def _listing(content: dict[str, tuple[str, str]]) -> str:
-    return " ".join(f"{cell} {color} {shape}" for cell, (color, shape) in sorted(content.items()))
+def paper_flops(counts: list[int]) -> dict[str, dict[str, float]]:
+    """FLOPs to the first token at the paper's size for 10 views, beside LLaVA-1.5's 576 tokens of one view."""
+    shapes = read_shapes(paper_config())
+    rows: dict[str, Flops] = {str(m): count_flops(shapes, m) for m in [*counts, 256, 768]}
+    dense = FusedVLMConfig(connector="dense", max_local_views=0)
+    rows["LLaVA-1.5"] = count_flops(read_shapes(dense), dense.num_visual_tokens, num_views=1)
+    return {name: row.record() for name, row in rows.items()}
+
+
+def table(facts: dict[str, Any]) -> list[str]:
+    """The README's table: what a visual token buys, and what it costs."""
+    curves, lines = facts["curves"]["question"], []
+    for name, flops in facts["flops"].items():
+        if name in curves["one_word"]:
+            scores = [_decimal(curves[key][name]) for key in ("one_word", "dense")]
+            scores.append(f"{1000 * facts['seconds_to_first_token'][name]:.0f} ms")
+        else:
+            scores = ["", "", ""]
+        cells = [name if name.isdigit() else f"{name}: 576", *scores]
+        cells += [f"{flops[part] / 1e12:.2f}" for part in ("prefill", "first_token")]
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
+    return lines
+
+
+def _decimal(score: float) -> str:
+    return f"{score:.3f}".removeprefix("0")
 
 
 def draw(facts: dict[str, Any], theme: str) -> Figure:
@@ -113,4 +150,5 @@ def _show_curves(axes: Any, curves: dict[str, Any], key: str, title: str, ink: s
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    print(json.dumps(read_json(PICTURES / "dial.json")["answers"], indent=1))  # noqa: T201
+    facts = read_json(PICTURES / "dial.json")
+    print(json.dumps(facts["answers"], indent=1), *table(facts), sep="\n")  # noqa: T201

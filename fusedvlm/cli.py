@@ -18,6 +18,10 @@ COMMANDS = {
         "fusedvlm.quickstart.cli:quickstart",
         "Train a small family of variants from scratch, ask it questions, and report what each visual token buys.",
     ),
+    "toy": (
+        "fusedvlm.quickstart.toy:toy",
+        "Write a small trained variant and a picture to ask it about, in a second: nothing is trained or downloaded.",
+    ),
     "describe": ("fusedvlm.serving.cli:describe", "Ask a variant questions about images."),
     "info": (
         "fusedvlm.costs.cli:info",

@@ -201,8 +201,3 @@ def test_version_is_stated_once():
 def test_no_library_file_is_longer_than_a_sitting():
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in FILES}
     assert {path: length for path, length in lengths.items() if length > 500} == {}
-
-
-def test_readme_names_every_folder():
-    readme = (ROOT / "README.md").read_text()
-    assert [folder for folder in LIBRARY if f"`{folder}/`" not in readme] == []

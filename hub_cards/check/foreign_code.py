@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import fusedvlm
-from fusedvlm.hub_cards.release.bundle import code_files
+from fusedvlm.hub_code import code_files
 
 RELEASED = Path(__file__).parent / "released_code.json"
 LONGEST_DIFF = 400  # lines

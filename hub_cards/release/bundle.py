@@ -14,18 +14,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-import fusedvlm.modeling_fusedvlm
-import fusedvlm.processing
 from fusedvlm.files import read_json
 from fusedvlm.hub_cards.facts import COMMIT
+from fusedvlm.hub_code import code_files
 from fusedvlm.model_source import HUB_ID, require_folder
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CUSTOM_FILE
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES
 
-CODE_PATTERNS = (
-    (fusedvlm.modeling_fusedvlm, ("configuration_fusedvlm.py", "modeling_fusedvlm*.py")),
-    (fusedvlm.processing, ("processing_fusedvlm*.py", "image_processing_*fusedvlm*.py")),
-)
 LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"}
 # What a variant repository holds besides code and card; everything else in the folder stays at home.
 VARIANT_PATTERNS = (
@@ -55,16 +50,6 @@ SCANNER = (r"^\s*import\s+\.(\S+)\s*$", r"^\s*from\s+\.(\S+)\s+import")
 
 Content = Path | bytes
 Files = dict[str, Content]
-
-
-def code_files() -> list[Path]:
-    """The files of this package that run where it is not installed."""
-    return sorted(
-        path
-        for package, patterns in CODE_PATTERNS
-        for pattern in patterns
-        for path in Path(str(package.__file__)).parent.glob(pattern)
-    )
 
 
 def check_code(files: list[Path]) -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fusedvlm.hub_cards.release.bundle import auto_maps, bundle, check_code, code_files, is_local, self_contained
+from fusedvlm.hub_cards.release.bundle import auto_maps, bundle, check_code, is_local, self_contained
 from fusedvlm.hub_cards.release.run_facts import read_content
+from fusedvlm.hub_code import code_files
 from fusedvlm.tests.hub_cards.tiny_family import COMMIT, save_variant
 
 ROOT = Path(__file__).parents[2]

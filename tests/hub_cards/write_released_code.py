@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from fusedvlm.hub_cards.check.foreign_code import RELEASED, code_digest
-from fusedvlm.hub_cards.release.bundle import CODE_PATTERNS
+from fusedvlm.hub_code import CODE_PATTERNS
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +24,7 @@ def git(*arguments: str) -> bytes:
 def code_at(commit: str) -> dict[str, str]:
     """{file: digest} of the code that travelled with variants at a commit."""
     found = {}
-    for package, patterns in CODE_PATTERNS:
-        folder = package.__name__.rpartition(".")[2]
+    for folder, patterns in CODE_PATTERNS.items():
         for path in git("ls-tree", "--name-only", commit, folder + "/").decode().splitlines():
             name = path.rpartition("/")[2]
             if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
