@@ -9,13 +9,21 @@ Shape legend
 Everything about images is packed on axis 0, so that joining samples is concatenation; no index crosses samples.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedConfig, __version__ as transformers_version
+from transformers import (
+    AutoModel,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    __version__ as transformers_version,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.processing_utils import Unpack
@@ -28,6 +36,7 @@ from .modeling_fusedvlm_encoder import FusedVLMEncoder, FusedVLMImageFeatures, F
 from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs, split_image_inputs
 from .modeling_fusedvlm_loading import is_language_key
 from .modeling_fusedvlm_placeholders import (
+    SuppressingLogitsProcessorList,
     placeholder_mask,
     refuse_placeholders,
     repeat_features,
@@ -92,6 +101,9 @@ class FusedVLMModel(FusedVLMVisualModel):
         features: Any,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
+        is_step = past_key_values is not None and inputs_embeds.shape[1] == 1
+        if is_step and features is None and not self.training:
+            return inputs_embeds  # one more token of an answer, which is never a placeholder
         image_token_id, embed_tokens = self.config.image_token_id, self.get_input_embeddings()
         if features is not None:
             has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
@@ -101,7 +113,7 @@ class FusedVLMModel(FusedVLMVisualModel):
             return scatter_visual_tokens(
                 inputs_embeds, mask, features.pooler_output, features.get("visual_tokens_per_sample")
             )
-        if inputs_embeds.shape[1] > 1 or past_key_values is None:
+        if not is_step:
             refuse_placeholders(input_ids, inputs_embeds, image_token_id, embed_tokens)
         if self.training and torch.is_grad_enabled() and self._connector_learns():
             inputs_embeds = inputs_embeds + self._gradient_anchor().to(inputs_embeds)
@@ -235,6 +247,14 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             model_kwargs["mm_encoder_outputs"] = {**outputs, "image": repeated}
         return input_ids, model_kwargs
 
+    def _get_logits_processor(  # type: ignore[override]
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """As the base class; the placeholder is suppressed without a search through the vocabulary."""
+        base: Any = super()
+        processors = base._get_logits_processor(generation_config, *args, **kwargs)
+        return SuppressingLogitsProcessorList.of(processors, in_place=not generation_config.output_logits)
+
     # `inputs_embeds` is named because `generate` looks for it in this signature.
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
@@ -328,6 +348,8 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
         )
 
 
+# `generate` asks for it at every token; taken apart once.
+FusedVLMForConditionalGeneration.forward.__signature__ = inspect.signature(FusedVLMForConditionalGeneration.forward)
 FusedVLMModel.register_for_auto_class("AutoModel")
 FusedVLMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 

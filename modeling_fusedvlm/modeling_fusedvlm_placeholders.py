@@ -5,8 +5,10 @@ per sample and the error names the sample.
 """
 
 import copy
+from typing import Any
 
 import torch
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput, torch_compilable_check
 
 
@@ -100,3 +102,37 @@ def refuse_placeholders(
         "The prompt has image placeholders but no images were given: expected 0 in every sample. Pass everything that "
         "FusedVLMProcessor returns to the model.",
     )
+
+
+class SuppressingLogitsProcessorList(LogitsProcessorList):
+    """Logits processors of a generation, of which suppressed tokens cost nothing that grows with the vocabulary.
+
+    transformers looks for suppressed ids among all ids, in every step: 1.3 ms per token at 152,000 ids, to forbid one.
+    """
+
+    suppressed: list[int] = []
+    in_place = False
+
+    @classmethod
+    def of(cls, processors: LogitsProcessorList, in_place: bool) -> LogitsProcessorList:
+        """The same processors, with suppressed tokens struck out first; without any, the list as it is.
+
+        Args:
+            processors: as transformers chose them.
+            in_place: whether scores may be overwritten; not where `generate` returns them as the raw logits.
+        """
+        found = [one for one in processors if type(one) is SuppressTokensLogitsProcessor]
+        if not found:
+            return processors
+        own = cls(one for one in processors if one not in found)
+        own.suppressed = sorted({token for one in found for token in one.suppress_tokens.tolist()})
+        own.in_place = in_place
+        return own
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """(B, L) ids and (B, vocabulary) scores to the scores with minus infinity at what is suppressed, processed."""
+        scores = scores if self.in_place else scores.clone()
+        for token in self.suppressed:
+            if token < scores.shape[-1]:
+                scores.select(-1, token).fill_(-torch.inf)
+        return super().__call__(input_ids, scores, **kwargs)

@@ -36,9 +36,11 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):  # typ
         # transformers rescales in float64 and rounds. A division of float32 gives the same where the factor is the
         # inverse of a whole number, which all 256 levels are asked about; else it is float64 here, too.
         levels = np.arange(WHITE + 1, dtype=np.uint8)
-        divisor = np.float32(round(1 / scale.rescale_factor)) if scale.do_rescale and scale.rescale_factor else None
-        wanted = self.rescale(levels[None, None], scale.rescale_factor) if divisor else None
-        is_division = divisor and np.array_equal(levels.astype(np.float32) / divisor, wanted[0, 0])
+        divisor = float(round(1 / scale.rescale_factor)) if scale.do_rescale and scale.rescale_factor else 0.0
+        is_division = divisor != 0 and np.array_equal(
+            levels.astype(np.float32) / np.float32(divisor),
+            self.rescale(levels[None, None], scale.rescale_factor)[0, 0],
+        )
         mean, std = (
             torch.as_tensor(np.broadcast_to(np.asarray(values, dtype=np.float32), 3).copy()).view(3, 1, 1)
             for values in (scale.image_mean, scale.image_std)
@@ -46,7 +48,7 @@ class FusedVLMImageProcessorPil(FusedVLMImageProcessorMixin, PilBackend):  # typ
 
         def finish(view: torch.Tensor) -> None:
             if is_division:
-                view.div_(float(divisor))
+                view.div_(divisor)
             elif scale.do_rescale:
                 view.copy_(view.double().mul_(scale.rescale_factor))
             if scale.do_normalize:

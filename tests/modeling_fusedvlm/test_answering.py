@@ -3,11 +3,20 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+)
 
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMModel
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm import FusedVLMImageFeatures, labeled_states
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_placeholders import repeat_features, scatter_visual_tokens
+from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_placeholders import (
+    SuppressingLogitsProcessorList,
+    repeat_features,
+    scatter_visual_tokens,
+)
 from fusedvlm.tests import tiny
 from fusedvlm.trainers import ConversationCollator
 
@@ -208,3 +217,37 @@ def test_a_loaded_llm_is_frozen(variant):
     for name, parameter in loaded.named_parameters():
         is_llm = name.startswith(("model.language_model.", "lm_head."))
         assert parameter.requires_grad is not is_llm, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "top_k": 20}], ids=str)
+def test_tokens_are_suppressed_as_transformers_would(model, processor, options, monkeypatch):
+    inputs = processor(images=tiny.picture(0), text="<image>what is it?", return_tensors="pt")
+    asked = {**inputs, "max_new_tokens": 6, "suppress_tokens": [model.config.image_token_id, 7, 20], **options}
+    asked |= {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
+
+    def generate():
+        torch.manual_seed(0)
+        return model.generate(**asked)
+
+    found = generate()
+    monkeypatch.setattr(type(model), "_get_logits_processor", GenerationMixin._get_logits_processor)
+    expected = generate()
+    assert torch.equal(found.sequences, expected.sequences)
+    for one, other in zip(found.scores, expected.scores, strict=True):
+        assert torch.equal(one, other)
+        assert bool(one[:, [model.config.image_token_id, 7, 20]].isinf().all())
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert torch.equal(one, other)
+        assert one.isfinite().all()
+
+
+def test_suppression_looks_at_no_other_token(monkeypatch):
+    processors = LogitsProcessorList([SuppressTokensLogitsProcessor([3, 900])])
+    own = SuppressingLogitsProcessorList.of(processors, in_place=True)
+    monkeypatch.setattr(torch, "isin", lambda *_: pytest.fail("searched the vocabulary"))
+    scores = torch.zeros(2, 5)
+    assert own(torch.zeros(2, 1, dtype=torch.long), scores) is scores
+    assert scores.isinf().nonzero().tolist() == [[0, 3], [1, 3]]
+    untouched = LogitsProcessorList()
+    assert SuppressingLogitsProcessorList.of(untouched, in_place=True) is untouched
