@@ -4,11 +4,12 @@ All laws share one error model, so that their residuals and AICc are comparable:
 where the scores have standard errors, those. Then a chi-square says whether a law holds at all, which no R2 can.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import leastsq
 from scipy.special import gammaincc
 
 # Exponents of the saturating law; at the lower end it is the log-linear law, at the upper a step after the first m.
@@ -203,13 +204,15 @@ def _fit_log_linear(
     log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None
 ) -> tuple[dict[str, float], bool]:
     """Unknowns are the log scores at the smallest and largest m, so the law is positive wherever there are data."""
-    low, width, scale = log_m.min(), np.ptp(log_m), 1.0 if weight is None else weight
+    low, width = log_m.min(), np.ptp(log_m)
     share = (log_m - low) / width
 
-    def residuals(ends: np.ndarray) -> np.ndarray:
-        return scale * (np.log(np.exp(ends[0]) * (1 - share) + np.exp(ends[1]) * share) - log_score)
+    def lines(ends: np.ndarray, slopes: bool) -> np.ndarray:
+        first, last = math.exp(ends[0]) * (1 - share), math.exp(ends[1]) * share
+        score = first + last
+        return np.array([first / score, last / score]) if slopes else np.log(score) - log_score
 
-    first, last = np.exp(least_squares(residuals, _line_ends(log_m, log_score), method="lm").x)
+    first, last = np.exp(_least_squares(lines, _line_ends(log_m, log_score), weight)[0])
     b = (last - first) / width
     return {"a": float(first - b * low), "b": float(b)}, False
 
@@ -222,25 +225,55 @@ def _fit_saturating(
     log_m: np.ndarray, log_score: np.ndarray, weight: np.ndarray | None
 ) -> tuple[dict[str, float], bool]:
     """Unknowns are the log scores at both ends and the exponent b on a logistic scale, from several starts."""
-    distance, width, scale = log_m - log_m.min(), np.ptp(log_m), 1.0 if weight is None else weight
-    lower, upper = np.log(EXPONENT_RANGE)
+    distance, width = log_m - log_m.min(), float(np.ptp(log_m))
+    lower, upper = (math.log(end) for end in EXPONENT_RANGE)
 
-    def exponent(t: float) -> float:
-        return float(np.exp(lower + (upper - lower) / (1 + np.exp(-np.clip(t, -30, 30)))))
+    def exponent(t: float) -> tuple[float, float]:
+        """b, and its derivative by t."""
+        place = 1 / (1 + math.exp(-min(max(t, -30.0), 30.0)))
+        b = math.exp(lower + (upper - lower) * place)
+        return b, (b * (upper - lower) * place * (1 - place) if abs(t) < 30 else 0.0)
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        share = np.expm1(-exponent(x[2]) * distance) / np.expm1(-exponent(x[2]) * width)
-        return scale * (np.log(np.exp(x[0]) * (1 - share) + np.exp(x[1]) * share) - log_score)
+    def curves(x: np.ndarray, slopes: bool) -> np.ndarray:
+        b, b_by_t = exponent(x[2])
+        rise, whole = np.expm1(-b * distance), math.expm1(-b * width)
+        share, start, end = rise / whole, math.exp(x[0]), math.exp(x[1])
+        first, last = start * (1 - share), end * share
+        score = first + last
+        if not slopes:
+            return np.log(score) - log_score
+        share_by_t = (share * (width * (whole + 1)) - distance * (rise + 1)) * (b_by_t / whole)
+        return np.array([first / score, last / score, (end - start) * share_by_t / score])
 
     ends = _line_ends(log_m, log_score)
-    tries = [least_squares(residuals, [*ends, start], method="lm", max_nfev=400) for start in (-3.0, 0.0, 2.0)]
-    best = min(tries, key=lambda result: result.cost).x
-    b, (first, last) = exponent(best[2]), np.exp(best[:2])
+    tries = [_least_squares(curves, np.array([*ends, start]), weight) for start in (-3.0, 0.0, 2.0)]
+    best = min(tries, key=lambda found: found[1])[0]
+    b, (first, last) = exponent(best[2])[0], np.exp(best[:2])
     # S = first + (last - first) (1 - (m/m1)^-b) / (1 - (m2/m1)^-b), with m1, m2 the smallest and largest m
     rise = (last - first) / -np.expm1(-b * width)
     parameters = {"s_inf": float(first + rise), "a": float(rise * np.exp(b * log_m.min())), "b": b}
     at_bound = bool(b < 1.02 * EXPONENT_RANGE[0] or b > EXPONENT_RANGE[1] / 1.02)
     return parameters, at_bound
+
+
+def _least_squares(
+    model: Callable[[np.ndarray, bool], np.ndarray], start: np.ndarray, weight: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """Parameters where the weighted squares of `model` are least, from `start`, and their sum.
+
+    MINPACK's Levenberg-Marquardt, called without the wrapper that inspects every problem: there are thousands of them.
+
+    Args:
+        model: of parameters (p,), residuals (n,) or, asked for slopes, their derivatives (p, n).
+        start: (p,).
+        weight: (n,) of the residuals.
+    """
+    scale = 1.0 if weight is None else weight
+    found, _, info, _, _ = leastsq(
+        lambda x: scale * model(x, False), start, Dfun=lambda x: scale * model(x, True), col_deriv=True,
+        full_output=True, ftol=1e-8, xtol=1e-8, gtol=1e-8, maxfev=400, diag=np.ones(len(start)),
+    )  # fmt: skip
+    return found, float((info["fvec"] ** 2).sum())
 
 
 def _line_ends(log_m: np.ndarray, log_score: np.ndarray) -> np.ndarray:

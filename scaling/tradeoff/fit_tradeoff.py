@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, least_squares
-from scipy.stats import f as f_distribution
+from scipy.special import fdtri
 
 from fusedvlm.files import read_table
 from fusedvlm.scaling.laws.law_forms import REJECTED_BELOW, ChiSquare, chi_square
@@ -251,7 +251,7 @@ class _Problem:
     def interval(self, name: str, best: dict[str, float], cost: float, confidence: float) -> tuple[float, float]:
         """Profile interval: where the best cost with the parameter fixed crosses the F threshold."""
         freedom = max(len(self.y) - len(NAMES), 1)
-        limit = cost * (1 + f_distribution.ppf(confidence, 1, freedom) / freedom)
+        limit = cost * (1 + fdtri(1, freedom, confidence) / freedom)
         limit = max(limit, cost + 1e-12 * float(self.y @ self.y))  # exact data: the solver's own precision
         center = np.log(best[name]) if name == "a" else best[name]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 
 from fusedvlm.scaling import (
     fit_curve,
@@ -13,7 +14,7 @@ from fusedvlm.scaling import (
     rank_laws,
     read_scores,
 )
-from fusedvlm.scaling.laws.law_forms import EXPONENT_RANGE, aicc
+from fusedvlm.scaling.laws.law_forms import EXPONENT_RANGE, LAWS, aicc
 
 M = np.array([1, 8, 16, 32, 64, 128, 256, 384, 512, 768], dtype=float)
 TRUTH = {
@@ -115,3 +116,22 @@ def test_record_is_flat_and_ranked():
     assert record["laws"][1]["delta_aicc"] > 0
     # This benchmark is bounded by 100, and the data say so: the saturating law beats the power law by far.
     assert record["best_law"] == "saturating"
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+@pytest.mark.parametrize("law", ["log_linear", "saturating"])
+def test_fits_reach_the_least_squares_of_a_solver_without_our_derivatives(law, weigh):
+    generator = np.random.default_rng(0)
+    for _ in range(8):
+        rising = 30 + generator.normal(20, 10) * (1 - M ** -generator.uniform(0.05, 2))
+        scores = rising * np.exp(generator.normal(0, 0.03, len(M)))
+        errors = scores * generator.uniform(0.01, 0.05, len(M)) if weigh else None
+        fit, weight = fit_law(law, M, scores, errors), scores / errors if weigh else 1.0
+
+        def residuals(values, scores=scores, weight=weight):
+            predicted = LAWS[law].predict(M, *values)
+            return weight * (np.log(np.maximum(predicted, 1e-9)) - np.log(scores))
+
+        found = np.array(list(fit.parameters.values()))
+        naive = least_squares(residuals, found, x_scale=np.abs(found) + 1e-3, xtol=1e-12, ftol=1e-12, gtol=1e-12)
+        assert (residuals(found) ** 2).sum() <= 2 * naive.cost * (1 + 1e-5) or fit.at_bound
