@@ -170,7 +170,8 @@ def read_given(path: str | Path) -> list[Point]:
         raise ValueError(f"{path}: no results.json in it or beside it; evaluate the variant first, or name the file.")
     results = EvaluationResults.load(file)
     by_m: dict[int, list] = {}
-    for score in results.scores:
+    own = [row for row in results.scores if not row.harness]
+    for score in own or [row for row in results.scores if row.is_primary and row.maximum is not None]:
         by_m.setdefault(score.num_visual_tokens, []).append(score)
     if not by_m:
         raise ValueError(f"{file} has no scores.")
@@ -183,11 +184,11 @@ def read_given(path: str | Path) -> list[Point]:
     points = []
     for m, rows in sorted(by_m.items()):
         mean = float(np.mean([row.score for row in rows]))
-        error = 1.96 * float(np.sqrt(sum(row.standard_error**2 for row in rows))) / len(rows)
+        error = 1.96 * float(np.sqrt(sum((row.standard_error or 0.0) ** 2 for row in rows))) / len(rows)
         scores = {"score": Interval(mean, mean - error, mean + error)}
         for row in rows:
-            half = 1.96 * row.standard_error
-            scores[row.task] = Interval(row.score, row.score - half, row.score + half)
+            half = 1.96 * (row.standard_error or 0.0)
+            scores[row.label] = Interval(row.score, row.score - half, row.score + half)
         seconds = latencies.get(m)
         latency = None if seconds is None else Interval(seconds, seconds, seconds)
         points.append(

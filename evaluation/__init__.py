@@ -1,17 +1,39 @@
 """Asking questions, scoring answers, and typed records of what was measured."""
 
-from fusedvlm.costs.environment import Environment, describe_environment
+from typing import TYPE_CHECKING
 
-from .results import EvaluationResults, Latency, TaskScore
-from .runner import answer_questions, measure_latencies, summarize
+from fusedvlm.lazy import lazy_names
 
-__all__ = [
-    "Environment",
-    "EvaluationResults",
-    "Latency",
-    "TaskScore",
-    "answer_questions",
-    "describe_environment",
-    "measure_latencies",
-    "summarize",
-]
+_PUBLIC = {
+    "Environment": "fusedvlm.costs.environment",
+    "EvaluationResults": ".results",
+    "Latency": ".results",
+    "ScoreSource": ".results",
+    "TaskScore": ".results",
+    "answer_questions": ".runner",
+    "describe_environment": "fusedvlm.costs.environment",
+    "measure_latencies": ".runner",
+    "summarize": ".runner",
+}
+
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from fusedvlm.costs.environment import (
+        Environment as Environment,
+        describe_environment as describe_environment,
+    )
+
+    from .results import (
+        EvaluationResults as EvaluationResults,
+        Latency as Latency,
+        ScoreSource as ScoreSource,
+        TaskScore as TaskScore,
+    )
+    from .runner import (
+        answer_questions as answer_questions,
+        measure_latencies as measure_latencies,
+        summarize as summarize,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -23,6 +23,10 @@ COMMANDS = {
         "Write a small trained variant and a picture to ask it about, in a second: nothing is trained or downloaded.",
     ),
     "describe": ("fusedvlm.serving.cli:describe", "Ask a variant questions about images."),
+    "evaluate": (
+        "fusedvlm.evaluation.cli:evaluate",
+        "Score a variant or a family on benchmarks and your own questions, at every m in one pass.",
+    ),
     "info": (
         "fusedvlm.costs.cli:info",
         "Say what a variant is: sizes, number of visual tokens, backbones, parameters by group.",

@@ -239,11 +239,17 @@ def find_stated(variant: Path, given: Path | None = None, **overrides: Any) -> S
 
 
 def mean_scores(results: EvaluationResults | None) -> dict[int, float]:
-    """Mean over tasks at each m that every task was measured at."""
+    """Mean over tasks at each m that every task was measured at, each as a share of the most that can be reached.
+
+    Over the tasks of the run that made the variants, where it measured any; else over those of `fusedvlm evaluate`, one
+    metric each. Metrics without an upper bound have no share.
+    """
     if results is None:
         return {}
+    own = [row for row in results.scores if not row.harness]
+    counted = [row for row in own or results.scores if row.is_primary and row.maximum is not None]
     by_m: dict[int, dict[str, float]] = {}
-    for score in results.scores:
-        by_m.setdefault(score.num_visual_tokens, {})[score.task] = score.score
-    tasks = {score.task for score in results.scores}
+    for row in counted:
+        by_m.setdefault(row.num_visual_tokens, {})[row.label] = row.score / (row.maximum or 1.0)
+    tasks = {row.label for row in counted}
     return {m: sum(row.values()) / len(row) for m, row in sorted(by_m.items()) if set(row) == tasks}

@@ -53,7 +53,7 @@ class Entrant:
         """{m: standard error} of those means: of the questions, not of seeds."""
         kept = [score for score in self.results.scores if (score.task in world.DENSE_TASKS) == dense]
         counts = sorted({score.num_visual_tokens for score in kept})
-        by_m = {m: [s.standard_error for s in kept if s.num_visual_tokens == m] for m in counts}
+        by_m = {m: [s.standard_error or 0.0 for s in kept if s.num_visual_tokens == m] for m in counts}
         return {m: float(np.sqrt(np.sum(np.square(errors))) / len(errors)) for m, errors in by_m.items()}
 
 

@@ -170,7 +170,7 @@ def evaluate_second_turns(
                 )
                 scores = [world.score(task, a, q.answer) for a, (_, q) in zip(answers, asked[task], strict=True)]
                 mean = summarize(task, m, scores)
-                turns.append(SecondTurn(after, m, followup, task, mean.score, mean.count, mean.standard_error))
+                turns.append(SecondTurn(after, m, followup, task, mean.score, mean.count, mean.standard_error or 0.0))
     return turns
 
 

@@ -99,7 +99,8 @@ def between_neighbors(family: Family) -> list[dict[str, Any]]:
         low, high = measured[score.task, lower], measured[score.task, upper]
         weight = float(np.log2(m / lower) / np.log2(upper / lower))
         expected = (1 - weight) * low.score + weight * high.score
-        parts = (score.standard_error, (1 - weight) * low.standard_error, weight * high.standard_error)
+        errors = [row.standard_error or 0.0 for row in (score, low, high)]
+        parts = (errors[0], (1 - weight) * errors[1], weight * errors[2])
         error = float(np.sqrt(np.sum(np.square(parts))))
         slack = 2 * error
         rows.append(
@@ -170,7 +171,7 @@ def score_figure(family: Family) -> Figure:
         axes.errorbar(
             [p.num_visual_tokens for p in points],
             [p.score for p in points],
-            yerr=[p.standard_error for p in points],
+            yerr=[p.standard_error or 0.0 for p in points],
             color=color,
             marker=marker,
             markersize=4,

@@ -16,7 +16,7 @@ PAPER_SCORES = Path(__file__).parent / "results_by_m.csv"
 REQUIRED = ("benchmark", "metric", "m", "score")
 SAME = {"num_visual_tokens": "m"}
 # Columns about a score that do not group: its standard error, and of how many questions it is the mean.
-ABOUT = ("standard_error", "count")
+ABOUT = ("standard_error", "count", "maximum")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class ScoreRecord:
     def key(self) -> tuple:
         """What makes a curve: benchmark, metric and groups."""
         return (self.benchmark, self.metric, self.groups)
+
+    @property
+    def label(self) -> str:
+        """As `fusedvlm.evaluation.results.TaskScore.label` of the row that it was read from."""
+        groups = dict(self.groups)
+        harness, note = groups.get("harness", ""), groups.get("note", "")
+        metric = "" if self.metric == "score" else f" {self.metric}"
+        return f"{self.benchmark}{metric}" + (f" [{harness}]" if harness else "") + (f" ({note})" if note else "")
 
     def column(self, name: str) -> str:
         """Value of a column as text, for exclusions. Raises `KeyError` for a column that the record lacks."""
@@ -124,10 +132,8 @@ def with_question_scores(records: Sequence[ScoreRecord], path: Path) -> list[Sco
     """
     if not questions_file(path).exists():
         return [*records]
-    found = read_question_scores(path, {(record.benchmark, record.m): record.score for record in records})
-    return [
-        replace(record, question_scores=tuple(found.get(record.benchmark, {}).get(record.m, ()))) for record in records
-    ]
+    found = read_question_scores(path, {(record.label, record.m): record.score for record in records})
+    return [replace(record, question_scores=tuple(found.get(record.label, {}).get(record.m, ()))) for record in records]
 
 
 def group_curves(records: Iterable[ScoreRecord], exclude: Sequence[str] = ()) -> list[Curve]:
@@ -187,7 +193,12 @@ def _evaluation_row(row: dict, where: str) -> dict[str, Any]:
     if missing := [name for name in ("task", "num_visual_tokens", "score") if name not in row]:
         raise ValueError(f"{where}: no {', '.join(missing)}.")
     about = {name: row[name] for name in ABOUT if row.get(name) is not None}
-    return {"benchmark": row["task"], "metric": "score", "m": row["num_visual_tokens"], "score": row["score"], **about}
+    if ".." in str(row.get("scale", "")):
+        about["maximum"] = str(row["scale"]).rpartition("..")[2]
+    # What sets scores apart groups them; what was measured by another tool, or in part, never joins a curve unmarked.
+    apart = {name: row[name] for name in ("harness", "note") if row.get(name) not in (None, "", "local")}
+    named = {"benchmark": row["task"], "metric": row.get("metric", "score")}
+    return {**named, "m": row["num_visual_tokens"], "score": row["score"], **about, **apart}
 
 
 def _record(cells: dict[str, Any], place: str, path: Path, ignore: Sequence[str]) -> ScoreRecord:
@@ -211,13 +222,14 @@ def stated_error(score: float, about: dict[str, Any], where: str) -> float | Non
         return None
     try:
         error, count = float(about["standard_error"]), float(about.get("count", 0))
+        most = float(about.get("maximum", 1))
     except (TypeError, ValueError):
         raise ValueError(f"{where}: standard_error is {about['standard_error']!r}, not a number.") from None
     if not math.isfinite(error) or error < 0:
         raise ValueError(f"{where}: standard_error is {error:g}; it is zero or more.")
-    if error == 0 and count >= 1 and score <= 1:
-        share = (score * count + 1) / (count + 2)
-        return math.sqrt(share * (1 - share) / count)
+    if error == 0 and count >= 1 and score <= most:
+        share = (score / most * count + 1) / (count + 2)
+        return most * math.sqrt(share * (1 - share) / count)
     return error or None
 
 

@@ -43,14 +43,15 @@ def latency_plot(facts: CardFacts) -> bytes | None:
 
 
 def _draw_scores(axes: "Axes", facts: CardFacts, means: dict[int, float]) -> None:
-    scores = facts.measured.scores if facts.measured else []
-    tasks = sorted({score.task for score in scores})
+    measured = facts.measured.scores if facts.measured else []
+    scores = [row for row in measured if row.is_primary and row.maximum is not None]
+    tasks = sorted({row.label for row in scores})
     for task, (color, marker) in task_styles(tasks if len(tasks) <= MOST_TASKS else ()).items():
-        rows = sorted((row for row in scores if row.task == task), key=lambda row: row.num_visual_tokens)
+        rows = sorted((row for row in scores if row.label == task), key=lambda row: row.num_visual_tokens)
         axes.errorbar(
             [row.num_visual_tokens for row in rows],
-            [row.score for row in rows],
-            yerr=[row.standard_error for row in rows],
+            [row.score / (row.maximum or 1.0) for row in rows],
+            yerr=[(row.standard_error or 0.0) / (row.maximum or 1.0) for row in rows],
             color=color,
             marker=marker,
             markersize=4,

@@ -8,7 +8,7 @@ from fusedvlm.costs.variant_info import Backbone
 from fusedvlm.hub_cards.facts import CardFacts, mean_scores
 
 if TYPE_CHECKING:
-    from fusedvlm.evaluation.results import Latency
+    from fusedvlm.evaluation.results import Latency, TaskScore
 
 MISSING = "—"
 BEFORE, AFTER = ("m", "repository", "mean", "mean, images swapped"), ("first token, ms", "answer, ms")
@@ -65,7 +65,7 @@ class FamilyTable:
 
 def family_table(facts: CardFacts) -> FamilyTable:
     """All m of the family or of its results, with scores, control and latency; what was not measured is a dash."""
-    scores = {(row.task, row.num_visual_tokens): row for row in facts.measured.scores} if facts.measured else {}
+    scores = {row.key: row for row in facts.measured.scores} if facts.measured else {}
     tasks = sorted({task for task, _ in scores})
     means, control = mean_scores(facts.measured), mean_scores(facts.control)
     repos = {neighbor.num_visual_tokens: neighbor.repo_id for neighbor in facts.family}
@@ -80,12 +80,18 @@ def family_table(facts: CardFacts) -> FamilyTable:
                 repos.get(m, MISSING),
                 f"{means[m]:.3f}" if m in means else MISSING,
                 f"{control[m]:.3f}" if m in control else MISSING,
-                *(f"{row.score:.3f} ± {row.standard_error:.3f}" if row else MISSING for row in measured),
+                *map(_score, measured),
                 _milliseconds(latency.time_to_first_token) if latency else MISSING,
                 _milliseconds(latency.seconds_per_answer) if latency else MISSING,
             )
         )
     return FamilyTable((*BEFORE, *tasks, *AFTER), tuple(rows), counts.index(facts.m))
+
+
+def _score(row: "TaskScore | None") -> str:
+    if row is None:
+        return MISSING
+    return f"{row.score:.3f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.3f}")
 
 
 def _latencies(facts: CardFacts) -> Sequence:

@@ -1,9 +1,11 @@
 """The metadata block of a card."""
 
 import re
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from fusedvlm.evaluation.results import TaskScore
 from fusedvlm.hub_cards.facts import CardFacts
 
 PIPELINE = "image-text-to-text"
@@ -46,20 +48,46 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
         EvalResult(
             task_type=PIPELINE,
             dataset_type=_dataset(facts, row.task),
-            dataset_name=_line(row.task) or "",
-            dataset_config=_line(row.task),  # entries of one dataset and configuration would be merged into one
-            metric_type=facts.stated.benchmarks[row.task].metric if row.task in facts.stated.benchmarks else "score",
-            metric_name="mean score",
+            dataset_name=_line(row.label) or "",
+            dataset_config=_line(row.label),  # entries of one dataset and configuration would be merged into one
+            metric_type=_metric(facts, row),
+            metric_name="mean score" if row.metric == "score" else _line(row.metric),
             metric_value=row.score,
-            metric_args={"num_visual_tokens": facts.m, "count": row.count, "standard_error": row.standard_error},
+            metric_args=_metric_args(facts, row),
+            source_name=None if not row.harness else f"fusedvlm evaluate, {_harness(facts, row)}",
         )
-        for row in sorted(rows, key=lambda row: row.task)
+        for row in sorted(rows, key=lambda row: row.label)
     ]
 
 
 def _line(text: str | None) -> str | None:
     """Text on one line: readers of the block end it at any line of dashes, quoted or not."""
     return None if text is None else " ".join(text.split())
+
+
+def _metric(facts: CardFacts, row: TaskScore) -> str:
+    """The metric as a registered benchmark calls it, else by its own name in letters that the Hub accepts."""
+    if row.task in facts.stated.benchmarks and row.is_primary:
+        return facts.stated.benchmarks[row.task].metric
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", row.metric).strip("-").lower() or "score"
+
+
+def _metric_args(facts: CardFacts, row: TaskScore) -> dict[str, Any]:
+    """What a number means nothing without; of newer results also scale and, without an error, the reason."""
+    args: dict[str, Any] = {"num_visual_tokens": facts.m, "count": row.count, "standard_error": row.standard_error}
+    if row.scale:
+        args["scale"] = row.scale
+    if row.error_note:
+        args["error"] = row.error_note
+    return args
+
+
+def _harness(facts: CardFacts, row: TaskScore) -> str:
+    source = facts.measured.sources.get(row.source) if facts.measured else None
+    if source is None:
+        return row.harness
+    preset = f", preset {source.preset}" if source.preset else ""
+    return f"{source.harness} {source.harness_version}{preset}"
 
 
 def _dataset(facts: CardFacts, task: str) -> str:

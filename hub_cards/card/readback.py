@@ -112,7 +112,7 @@ def _metadata_differences(shown: dict[str, Any], facts: CardFacts) -> Iterator[s
         if shown.get(key) != expected.get(key):
             yield f"{key} is {shown.get(key)!r} in the card, {expected.get(key)!r} by the facts"
     measured = facts.measured.scores if facts.measured else []
-    scores = {_plain(row.task): row.score for row in measured if row.num_visual_tokens == facts.m}
+    scores = {_plain(row.label): row.score for row in measured if row.num_visual_tokens == facts.m}
     listed = {
         result["dataset"]["name"]: result["metrics"][0]["value"]
         for model in shown.get("model-index") or ()
@@ -152,8 +152,12 @@ def _family_facts(facts: CardFacts) -> dict[int, dict[str, Any]]:
             "repository": repos.get(m),
             "mean": means.get(m),
             "mean, images swapped": control.get(m),
-            **dict.fromkeys(sorted({row.task for row in scores})),
-            **{row.task: (row.score, row.standard_error) for row in scores if row.num_visual_tokens == m},
+            **dict.fromkeys(sorted({row.label for row in scores})),
+            **{
+                row.label: row.score if row.standard_error is None else (row.score, row.standard_error)
+                for row in scores
+                if row.num_visual_tokens == m
+            },
             "first token, ms": timing and 1e3 * timing.time_to_first_token,
             "answer, ms": timing and 1e3 * timing.seconds_per_answer,
         }

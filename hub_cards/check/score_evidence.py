@@ -33,11 +33,11 @@ def score_problems(results: EvaluationResults) -> Iterator[str]:
     """
     seen = set()
     for row in results.scores:
-        where = f"{row.task} at m = {row.num_visual_tokens}"
-        if (row.task, row.num_visual_tokens) in seen:
+        where = f"{row.label} at m = {row.num_visual_tokens}"
+        if row.key in seen:
             yield f"{where} has two scores"
-        seen.add((row.task, row.num_visual_tokens))
-        if row.count < 1 or row.standard_error < 0 or not math.isfinite(row.score):
+        seen.add(row.key)
+        if row.count < 0 or (row.standard_error or 0) < 0 or not math.isfinite(row.score) or not _is_told(row):
             yield f"{where} has the score {row.score} over {row.count} questions, standard error {row.standard_error}"
     for latency in results.latencies:
         if not 0 < latency.time_to_first_token <= latency.seconds_per_answer * (1 + CLOSE):
@@ -45,21 +45,35 @@ def score_problems(results: EvaluationResults) -> Iterator[str]:
     yield from _spread_problems(results.scores)
 
 
+def _is_told(row: TaskScore) -> bool:
+    """Whether a row has what it must: questions and an error, or the reason why there is none."""
+    return bool(row.error_note) or (row.count > 0 and row.standard_error is not None)
+
+
 def _spread_problems(rows: list[TaskScore]) -> Iterator[str]:
-    largest = max((row.score for row in rows), default=0.0)
-    scale = 1.0 if largest <= 1 else 100.0
-    if largest > 100 or any(row.score < 0 for row in rows):
-        return  # a scale of its own
+    for row in rows:
+        if row.scale and (row.score < 0 or row.score > (row.maximum or math.inf) * (1 + CLOSE)):
+            yield f"{row.label} at m = {row.num_visual_tokens} has the score {row.score:.4g} on a scale of {row.scale}"
+    guessed = [row for row in rows if not row.scale]
+    largest = max((row.score for row in guessed), default=0.0)
+    if largest > 100 or any(row.score < 0 for row in guessed):
+        guessed = []  # a scale of its own
+    yield from _spreads_of(guessed, 1.0 if largest <= 1 else 100.0)
+    for scale in sorted({row.maximum for row in rows if row.scale and row.maximum}):
+        yield from _spreads_of([row for row in rows if row.scale and row.maximum == scale], scale)
+
+
+def _spreads_of(rows: list[TaskScore], scale: float) -> Iterator[str]:
     by_task = defaultdict(list)
     for row in rows:
-        if row.count > 1:
-            by_task[row.task].append(row)
+        if row.count > 1 and row.is_mean:
+            by_task[row.label].append(row)
     for task, measured in by_task.items():
         exact = [_all_or_nothing(row, scale) for row in measured]
         for row, is_exact in zip(measured, exact, strict=True):
             bound = _largest_error(row, scale)
             where = f"{task} at m = {row.num_visual_tokens} has the score {row.score:.4g} over {row.count} questions"
-            if row.standard_error > bound * (1 + CLOSE) + CLOSE * scale:
+            if (row.standard_error or 0.0) > bound * (1 + CLOSE) + CLOSE * scale:
                 yield f"{where} and a standard error of {row.standard_error:.4g}; it can be at most {bound:.4g}"
             elif not is_exact and sum(exact) > len(exact) / 2:
                 yield f"{where}, which does not go with its standard error {row.standard_error:.4g} as at the other m"
@@ -74,7 +88,7 @@ def _all_or_nothing(row: TaskScore, scale: float) -> bool:
     """Whether a row reads as a share of questions answered right."""
     right = row.score / scale * row.count
     bound = _largest_error(row, scale)
-    return abs(right - round(right)) <= CLOSE * row.count and abs(row.standard_error - bound) <= CLOSE * scale
+    return abs(right - round(right)) <= CLOSE * row.count and abs((row.standard_error or 0.0) - bound) <= CLOSE * scale
 
 
 def plot_problems(facts: CardFacts, files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

@@ -52,14 +52,16 @@ def benchmark_files(facts: CardFacts) -> Files:
         return files
     for score in facts.measured.scores:
         benchmark = facts.stated.benchmarks.get(score.task)
-        if benchmark is None or score.num_visual_tokens != facts.m:
+        # A registered benchmark gets its own number alone: not one of a part, nor of other data.
+        if benchmark is None or score.num_visual_tokens != facts.m or score.note or not score.is_primary:
             continue
+        harness = f", {score.metric} by {score.harness}" if score.harness else ""
         entry = EvalResultEntry(
             dataset_id=benchmark.id,
             task_id=benchmark.task_id,
             value=score.score,
             date=facts.measured.environment.date,
-            notes=f"m = {facts.m} visual tokens, n = {score.count}",
+            notes=f"m = {facts.m} visual tokens, n = {score.count}{harness}",
         )
         name = f".eval_results/{benchmark.id.replace('/', '--')}--{benchmark.task_id}.yaml"
         files[name] = yaml_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode()

@@ -123,17 +123,27 @@ def read_results(variant: Path, name: str) -> EvaluationResults | None:
     results = build(EvaluationResults, read_json(path), str(path))
     seen = set()
     for row in results.scores:
-        if (row.task, row.num_visual_tokens) in seen:
-            raise ValueError(f"{path}: {row.task!r} has two scores at m={row.num_visual_tokens}; which one is right?")
-        seen.add((row.task, row.num_visual_tokens))
-    _check_tasks({row.task for row in results.scores}, path)
+        if row.key in seen:
+            raise ValueError(f"{path}: {row.label!r} has two scores at m={row.num_visual_tokens}; which one is right?")
+        seen.add(row.key)
+    _check_tasks({row.label for row in results.scores}, path)
     for latency in results.latencies:
         if min(latency.time_to_first_token, latency.seconds_per_answer) <= 0:
             raise ValueError(
                 f"{path}: the latency at m={latency.num_visual_tokens} is not a positive number of seconds."
             )
     environment = results.environment
-    return replace(results, environment=replace(environment, command=without_folders(environment.command)))
+    sources = {
+        name: source
+        if source.environment is None
+        else replace(
+            source,
+            environment=replace(source.environment, command=without_folders(source.environment.command)),
+        )
+        for name, source in results.sources.items()
+    }
+    shown = replace(environment, command=without_folders(environment.command))
+    return replace(results, environment=shown, sources=sources)
 
 
 def _check_tasks(tasks: set[str], path: Path) -> None:

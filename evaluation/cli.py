@@ -1,0 +1,90 @@
+"""`fusedvlm evaluate`."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fusedvlm.console import emit_json, say, show
+from fusedvlm.lazy import late_function
+
+DATA = "LMUData"  # the variable by which VLMEvalKit finds its files
+build_tasks = late_function("fusedvlm.evaluation.task_options", "build_tasks")
+run_evaluation = late_function("fusedvlm.evaluation.run_evaluation", "run_evaluation")
+parse_counts = late_function("fusedvlm.evaluation.task_options", "parse_counts")
+split_list = late_function("fusedvlm.evaluation.task_options", "split_list")
+score_lines = late_function("fusedvlm.evaluation.run_evaluation", "score_lines")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Variant folder, family folder or Hub repository.", metavar="MODEL")],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Between commas: benchmarks of the paper by name (POPE, TextVQA_VAL, ...), .tsv or .jsonl files, "
+            "folders or Hub ids of datasets (OWNER/NAME@SPLIT). A metric may follow: docs.tsv:anls."
+        ),
+    ],
+    counts: Annotated[
+        str | None,
+        typer.Option(
+            "--m", help="Numbers of visual tokens between commas, such as 1,8,64; the variants' own by default."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmarks' files, NAME.tsv; $LMUData or ~/LMUData by default.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Prompts, caps and scores of benchmarks: paper, or plain (the question as it stands).")
+    ] = "paper",
+    bare_question: Annotated[
+        bool,
+        typer.Option("--bare-question", help="The fusion module reads the question without options and instructions."),
+    ] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Cap of an answer, in place of the task's.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="First questions of each task only; marked in the results.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for results.json and evaluation/; MODEL's own folder by default."),
+    ] = None,
+    view_cache: Annotated[
+        Path | None, typer.Option(help="Keep view tokens in this folder, in 16 bits, for later runs.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions fused, and answers decoded, together.")] = 32,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best there is by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; the checkpoint's own by default.")] = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Score a variant or a family on benchmarks and your own questions, at every m in one pass.
+
+    Pictures go through the vision tower once and the fusion reads each question once for all m. A killed run goes on
+    where it was when the same command is given again. Scores go into results.json, where cards, `fusedvlm scaling` and
+    `fusedvlm plan` read them; every answer into evaluation/ beside it.
+
+    \b
+    Examples:
+      fusedvlm evaluate runs/quickstart --tasks POPE,TextVQA_VAL --data LMUData --m 1,8,32
+      fusedvlm evaluate YOU/fusedvlm-m64 --tasks mine.jsonl:exact_match --json
+      torchrun --nproc-per-node 8 -m fusedvlm.cli evaluate runs/mine --tasks SEEDBench2 --m 1,8,64,256
+    """
+    wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
+    folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
+    built = build_tasks(names, folder, preset, bare_question, limit, max_new_tokens)
+    options: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
+    command = shlex.join(["fusedvlm", *sys.argv[1:]])
+    done = run_evaluation(model, built, wanted, output, command, view_cache, batch_size, **options)
+    if done is None:
+        return  # another process of this run tells the results
+    results, path = done
+    if json_output:
+        emit_json({"model": model, "results": str(path), **results})
+        return
+    for line in score_lines(results):
+        show(line)
+    say(f"Scores in {path}; answers in {path.parent / 'evaluation'}.")

@@ -1,0 +1,114 @@
+"""One evaluation of a variant or a family, from names to `results.json`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from fusedvlm.console import say
+from fusedvlm.serving.chat import VisualChat
+
+from .answers.evaluate_tasks import ANSWERS, Asking, Evaluation, evaluate_tasks, say_unread
+from .answers.model_sources import find_variants, share_counts
+from .answers.processes import own_share
+from .answers.variant_answers import VariantAnswers
+from .results import EvaluationResults, TaskScore, plain_results
+from .tasks.task_kinds import FileTask
+
+RESULTS = "results.json"
+
+
+def run_evaluation(
+    model: str,
+    tasks: Sequence[FileTask],
+    counts: Sequence[int] | None,
+    output: Path | None,
+    command: str,
+    view_cache: Path | None = None,
+    batch_size: int = 32,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+) -> tuple[dict[str, Any], Path] | None:
+    """Evaluate, and join the scores with those that the results file has already.
+
+    Args:
+        model: variant folder, family folder or Hub repository.
+        tasks: what is asked.
+        counts: numbers of visual tokens; the variants' own by default.
+        output: folder of the results; by default that of the model, of the family where a variant lies in one.
+        command: that is running, for the record.
+        view_cache, batch_size: see `VariantAnswers`.
+        revision, device, dtype: see `VisualChat`.
+
+    Returns:
+        The new results as plain data, and the file; None for a process that leaves scoring to another one.
+
+    Raises:
+        ValueError: for wrong use and damaged data.
+        RuntimeError: when answers are missing.
+    """
+    parts = share_counts(find_variants(model, revision), counts)
+    share, wait, own_device = own_share(device)
+    asking = []
+    for variant, wanted in parts:
+        chat = VisualChat(variant.source, revision=revision, device=own_device, dtype=dtype)
+        answerer = VariantAnswers(chat, view_cache, batch_size)
+        answerer.check_counts(wanted)
+        asking.append(Asking(answerer, variant.source, variant.commit, tuple(wanted)))
+    folder = output_folder(model, output)
+    evaluation = evaluate_tasks(tasks, asking, folder, command, share, wait)
+    if evaluation is None:
+        return None
+    say_unread(evaluation)
+    return plain_results(evaluation.results), write_results(folder, evaluation)
+
+
+def output_folder(model: str, output: Path | None) -> Path:
+    """Where results go: beside the model they are of, so that its card finds them."""
+    if output is not None:
+        return output
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return Path("runs") / "evaluation" / model.replace("/", "--")
+    # A family's file is the one that cards of its variants read.
+    is_member = (folder / "config.json").is_file() and (folder.parent / RESULTS).is_file()
+    return folder.parent if is_member else folder
+
+
+def write_results(folder: Path, evaluation: Evaluation) -> Path:
+    """Join results with what the file has, and write it."""
+    path = folder / RESULTS
+    with FileLock(folder / ANSWERS / "results.lock"):
+        known = EvaluationResults.load(path) if path.is_file() else None
+        joined = evaluation.results if known is None else known.joined(evaluation.results)
+        joined.save(path)
+    if known is not None:
+        say(f"{path} has {len(joined.scores)} scores now, {len(known.scores)} before.")
+    return path
+
+
+def score_lines(results: dict[str, Any]) -> list[str]:
+    """A table as text: one row for each score's name, one column for each m."""
+    rows = [TaskScore(**row) for row in results["scores"]]
+    counts = sorted({row.num_visual_tokens for row in rows})
+    by_key = {row.key: row for row in rows}
+    labels = list(dict.fromkeys(row.label for row in rows))
+    table = [["", *(f"m={m}" for m in counts), "scale", "questions"]]
+    for label in labels:
+        found = [by_key.get((label, m)) for m in counts]
+        first = next(row for row in found if row)
+        table.append([label, *map(_cell, found), first.scale, str(first.count)])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    unread = sum(row.unparsed for row in rows if row.is_primary)
+    return [*lines, *([f"{unread} answers say nothing that can be scored, and count as wrong."] if unread else [])]
+
+
+def _cell(row: TaskScore | None) -> str:
+    if row is None:
+        return "-"
+    digits = 3 if row.maximum == 1 else 2
+    error = "" if row.standard_error is None else f" ± {row.standard_error:.{digits}f}"
+    return f"{row.score:.{digits}f}{error}"

@@ -1,0 +1,172 @@
+"""`fusedvlm evaluate` on a family, and docs/evaluation.md as it is written."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fusedvlm
+from fusedvlm.cli import app
+from fusedvlm.evaluation import EvaluationResults
+from fusedvlm.evaluation.answers.model_sources import find_variants, share_counts
+from fusedvlm.tests import fork_server
+from fusedvlm.tests.evaluation.toys import choice_rows, write_benchmarks, write_tsv
+from fusedvlm.tests.pages import Page, blocks_of, names_of
+from fusedvlm.tests.tiny import picture
+
+PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "evaluation.md"
+BLOCKS = blocks_of(PAGE, "bash|python|json") if PAGE.exists() else []
+FAMILY = (1, 7, 12)
+
+
+@pytest.fixture(scope="session")
+def family(model, processor, tmp_path_factory):
+    """A family of the same weights, as the quickstart leaves one (copy it before you change it)."""
+    folder = tmp_path_factory.mktemp("evaluated") / "family"
+    with pytest.MonkeyPatch.context() as patch:
+        for part in (model.config, processor):
+            patch.setattr(part, "num_followup_visual_tokens", 1)
+        for m in FAMILY:
+            for part in (model.config, processor):
+                patch.setattr(part, "num_visual_tokens", m)
+            model.save_pretrained(folder / f"fusedvlm-m{m}")
+            processor.save_pretrained(folder / f"fusedvlm-m{m}")
+    return folder
+
+
+@pytest.fixture
+def place(family, tmp_path, monkeypatch):
+    """A folder with the family as runs/quickstart and toys of the benchmarks as LMUData."""
+    shutil.copytree(family, tmp_path / "runs" / "quickstart")
+    write_benchmarks(tmp_path / "LMUData", ["POPE", "TextVQA_VAL", "MMStar"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def evaluate(*arguments: str, code: int = 0):
+    result = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert (result.exit_code != 0) == bool(code), (result.exception, result.output[-2000:])
+    return result if code == 0 else result.exception
+
+
+def test_a_family_at_every_m_by_one_command(place):
+    told = json.loads(evaluate("runs/quickstart", "--tasks", "POPE", "--data", "LMUData", "--json").stdout)
+    results = EvaluationResults.load(Path("runs/quickstart/results.json"))
+    assert [row["task"] for row in told["scores"]] == ["POPE"] * 12
+    assert {(row.metric, row.num_visual_tokens) for row in results.scores} == {
+        (metric, m) for metric in ("Overall", "acc", "precision", "recall") for m in FAMILY
+    }
+    assert {row.note for row in results.scores} == {"not the official data"}
+    text = evaluate("runs/quickstart", "--tasks", "POPE", "--data", "LMUData", "--m", "1,3").stdout
+    assert text.splitlines()[0].split() == ["m=1", "m=3", "scale", "questions"]
+    again = EvaluationResults.load(Path("runs/quickstart/results.json"))
+    assert {row.num_visual_tokens for row in again.scores} == {*FAMILY, 3}
+
+
+def test_a_variant_inside_a_family_leaves_its_scores_where_cards_read_them(place):
+    evaluate("runs/quickstart", "--tasks", "MMStar", "--data", "LMUData", "--m", "1")
+    evaluate("runs/quickstart/fusedvlm-m7", "--tasks", "MMStar", "--data", "LMUData")
+    results = EvaluationResults.load(Path("runs/quickstart/results.json"))
+    assert sorted(row.num_visual_tokens for row in results.scores) == [1, 7]
+    assert not Path("runs/quickstart/fusedvlm-m7/results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/quickstart", "--tasks", "POPE", "--m", "13"], "out of range"),
+        (["runs/quickstart", "--tasks", "POPE", "--m", "1,x"], "no whole number"),
+        (["runs/quickstart", "--tasks", "PopE"], "is no benchmark"),
+        (["runs/nothing", "--tasks", "POPE"], "does not exist"),
+        (["LMUData", "--tasks", "POPE"], "neither a variant"),
+        (["runs/quickstart", "--tasks", "POPE", "--preset", "mine"], "--preset mine: there are paper and plain"),
+        (["runs/quickstart", "--tasks", "POPE", "--revision", "main"], "has no revisions"),
+        (["runs/quickstart", "--tasks", "POPE,LMUData/POPE.tsv:anls"], "Two tasks are called 'POPE'"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_is_asked(place, arguments, message):
+    error = evaluate(*arguments, "--data", "LMUData", code=2)
+    assert isinstance(error, ValueError)
+    assert message in str(error)
+    assert not list(place.rglob("*.journal.jsonl"))
+
+
+def test_a_family_of_different_weights_answers_each_at_its_own_m(place):
+    variants = find_variants("runs/quickstart")
+    assert [(variant.num_visual_tokens, counts) for variant, counts in share_counts(variants, None)] == [
+        (12, [1, 7, 12])
+    ]
+    path = Path("runs/quickstart/fusedvlm-m7/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "initializer_range": 0.03}))
+    variants = find_variants("runs/quickstart")
+    assert [counts for _, counts in share_counts(variants, None)] == [[1], [7], [12]]
+    with pytest.raises(ValueError, match="--m 3: the variants of this family have different weights"):
+        share_counts(variants, [3])
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_was_killed_goes_on_where_it_was(place):
+    """Signal 9 as soon as the first answers are on the disk; the same command gives what an undisturbed one gives."""
+    write_tsv(Path("many.tsv"), choice_rows(40))
+    words = shlex.split(
+        "evaluate runs/quickstart --tasks many.tsv --m 1,12 --batch-size 2 --max-new-tokens 4 --output out"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([fork_server.executable("fusedvlm"), *words], env=environment, stderr=subprocess.DEVNULL)
+    journal = Path("out/evaluation/many.journal.jsonl")
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    known = journal.read_bytes()
+    assert known
+    told = evaluate(*words[1:]).stdout
+    assert journal.read_bytes().startswith(known[: known.rindex(b"\n") + 1])  # nothing was thrown away
+    assert len(journal.read_text().splitlines()) == 80  # and nothing asked twice
+    words[-1] = "undisturbed"
+    assert evaluate(*words[1:]).stdout == told
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(family, tmp_path_factory):
+    """Everything the page takes for granted, and its blocks."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(family, folder / "runs" / "quickstart")
+    write_benchmarks(folder / "LMUData", ["POPE", "TextVQA_VAL", "MMStar"])
+    picture(0).save(folder / "scene.png")
+    names: dict = {}
+
+    def run_block(language: str, source: str) -> None:
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            if language == "json":
+                return
+            if language == "python":
+                exec(compile(source, str(PAGE), "exec"), names)
+                return
+            for line in source.strip().splitlines():
+                result = CliRunner().invoke(app, shlex.split(line)[1:])
+                assert result.exit_code == 0, (line, result.exception, result.output[-1000:])
+                assert result.stdout.strip()
+        finally:
+            os.chdir(before)
+
+    rows = next(source for language, source in BLOCKS if language == "json")
+    (folder / "mine.jsonl").write_text(rows)
+    return Page(BLOCKS, run_block)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=names_of(BLOCKS))
+def test_block(page, number):
+    page.run(number)
