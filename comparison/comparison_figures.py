@@ -119,7 +119,7 @@ def draw_panel(panel: Panel, points: Sequence[Point], looks: dict[str, Style]) -
             if line:
                 _draw_line(axes, panel, line, style)
         _dress(axes, panel, shown)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _draw_line(axes: Axes, panel: Panel, points: list[Point], style: Style) -> None:
@@ -161,6 +161,11 @@ def _dress(axes: Axes, panel: Panel, points: Sequence[Point]) -> None:
     axes.set_ylim(0, min(1.03, 1.05 * top) if top > 0 else 1.03)
     axes.set(xlabel=panel.xlabel, ylabel="score (0 to 1)")
     axes.grid(color=INK, alpha=0.15)
+    ink(axes)
+
+
+def ink(axes: Axes) -> None:
+    """Labels, ticks and frame in the color of the page's text."""
     for part in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
         part.set_color(INK)
     axes.tick_params(color=INK)
@@ -177,7 +182,8 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [low, high] if high > low else [low]
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """A figure as SVG in the page's colors, as wide as its place; what is drawn in `INK` takes the text's color."""
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)
@@ -199,4 +205,4 @@ def legend_sample(style: Style) -> str:
         axes.plot([0, 1, 2], [0, 0, 0], color=style.color, ls=style.line, lw=1.6)
         axes.plot([1], [0], color=style.color, marker=style.marker, mfc=face, ls="none", markersize=6)
         axes.set_axis_off()
-        return _to_svg(figure)
+        return to_svg(figure)

@@ -64,21 +64,30 @@ COMMANDS = {
         "Train a stage from a recipe: contrastive, then generation, then variants.",
     ),
 }
+# Commands of a group that lie in a higher layer than the group itself.
+NESTED = {"scaling": {"lab": "fusedvlm.lab.cli:lab"}}
 # What the user named and the system refused.
 WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
 
 def load_command(name: str) -> Any:
     """The command itself, from the module that defines it."""
-    module, _, attribute = COMMANDS[name][0].partition(":")
-    found: typer.Typer | Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    found: typer.Typer | Callable[..., Any] = _attribute(COMMANDS[name][0])
     if not isinstance(found, typer.Typer):
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         alone.command(name)(found)
         found = alone
+    for nested, place in NESTED.get(name, {}).items():
+        if nested not in {one.name or one.callback.__name__ for one in found.registered_commands if one.callback}:
+            found.command(nested)(_attribute(place))
     command = typer.main.get_command(found)
     command.name = name
     return command
+
+
+def _attribute(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 class LazyCommands(TyperGroup):

@@ -90,6 +90,7 @@ class LabSummary:
     growth: list[Growth]
     divergences: dict[str, tuple[int, bool, str, DivergenceResult]]
     verdicts: list[str]
+    laws: list[str]
     notes: list[str] = field(default_factory=list)
     trainings: list[dict] = field(default_factory=list)
     text_scores: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -102,6 +103,7 @@ class LabSummary:
             "best": [asdict(best) for best in self.best],
             "growth": [asdict(growth) for growth in self.growth],
             "verdicts": self.verdicts,
+            "laws": self.laws,
             "notes": self.notes,
             "trainings": self.trainings,
             "text_scores": {str(size): scores for size, scores in self.text_scores.items()},
@@ -144,6 +146,7 @@ def summarize_grid(grid: Grid, text_tokens: int, question_tokens: int, notes: Se
         growth,
         divergences,
         [*claim_verdicts(panels, best), *question_verdicts(panels), *divergence_verdicts(growth)],
+        [law_line(panel) for panel in panels],
         [*notes, *grid.left_out],
         [{"variant": v.name, **_training_facts(v.training)} for v in grid.variants if v.training is not None],
         {v.llm_parameters: dict(v.text_scores) for v in grid.variants if v.text_scores},
@@ -191,15 +194,11 @@ def best_for_budgets(panel: Panel, costs: Costs, scope: str) -> list[Best]:
         for m in range(counts[0], counts[-1] + 1)
         if m - counts[0] < 256 or m in counts
     ]
-    measured = [
-        (
-            costs(panel.reads_question, c.llm_parameters, c.num_visual_tokens, scope),
-            c.llm_parameters,
-            c.num_visual_tokens,
-        )
-        for c in panel.cells
-    ]
-    errors = {key: 1 - float(np.mean([c.score for c in panel.at(*key)])) for _, *key in map(_as_key, measured)}
+    errors: dict[tuple[int, int], float] = {}
+    for c in panel.cells:
+        key = (c.llm_parameters, c.num_visual_tokens)
+        errors[key] = 1 - float(np.mean([one.score for one in panel.at(*key)]))
+    measured = [(costs(panel.reads_question, *key, scope), *key) for key in errors]
     found = []
     for budget in np.geomspace(min(measured)[0], max(measured)[0], BUDGETS):
         limit = budget * (1 + 1e-9)
@@ -215,10 +214,6 @@ def best_for_budgets(panel: Panel, costs: Costs, scope: str) -> list[Best]:
             Best(panel.kind, panel.reads_question, scope, float(budget), size, tokens, error, *chosen, errors[chosen])
         )
     return found
-
-
-def _as_key(option: tuple[float, int, int]) -> tuple:
-    return (None, option[1], option[2])
 
 
 def _growth(grid: Grid, panel: Panel, name: str) -> Growth:
@@ -273,7 +268,6 @@ def claim_verdicts(panels: Sequence[Panel], best: Sequence[Best]) -> list[str]:
     """Sentences with the numbers behind them; for a grid without these two kinds, what holds for each of its own."""
     lines = []
     for panel in panels:
-        lines.append(_law_line(panel))
         lines.append(_tokens_line(panel, [b for b in best if b.scope == "llm" and _same(b, panel)]))
         if (llm := _llm_line(panel)) is not None:
             lines.append(llm)
@@ -284,18 +278,18 @@ def _same(best: Best, panel: Panel) -> bool:
     return (best.kind, best.reads_question) == (panel.kind, panel.reads_question)
 
 
-def _law_line(panel: Panel) -> str:
+def law_line(panel: Panel) -> str:
+    """The law of a kind and family in words."""
     fit = panel.fit
     if fit is None:
         return f"{panel.title}: no law fitted ({panel.why_not})"
     above = [100 * (1 - 2.0**-exponent) for exponent in (fit.alpha, fit.beta)]
     parts = ["[{:.2f}, {:.2f}]".format(*fit.intervals[name]) for name in ("alpha", "beta")]
-    text = (
+    return (
         f"{panel.title}: error = A / (N^alpha T^beta) + D with alpha {fit.alpha:.2f} {parts[0]}, beta {fit.beta:.2f} "
         f"{parts[1]}, D {fit.d:.3f}; twice the LLM takes {above[0]:.0f} % off the error above D, twice the tokens "
-        f"{above[1]:.0f} %. By the standard errors the law is {fit.verdict}."
+        f"{above[1]:.0f} %. The standard errors say: {fit.verdict}."
     )
-    return text.replace("is holds", "not rejected").replace("is not tested", "not tested")
 
 
 def _tokens_line(panel: Panel, best: Sequence[Best]) -> str:

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,8 +38,16 @@ def work(lab: LabFolder) -> None:
         report("done", job.name, f"{time.time() - started:.0f} s")
 
 
+def end_with(parent: int) -> None:
+    """End when the process that started this one is gone: killed with signal 9 it could not say so."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main() -> None:
     """See `lab_run`, which starts this."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     parser = argparse.ArgumentParser(description="Work on a lab's jobs.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--command", required=True)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from fusedvlm.charts import BLUE, LINES, ORANGE, RED, TASK_STYLES, data_uri, figure_uri, token_axis
 from fusedvlm.files import write_atomically, write_json
+from fusedvlm.scaling.report.scaling_report import collect, write_report as write_scaling_report
 from fusedvlm.templates import load_template
 
 from .compare import Comparison
@@ -36,8 +37,6 @@ def write_report(families: list[Family], folder: Path) -> Path:
 
 def write_scaling_pages(families: list[Family]) -> list[Path]:
     """The scaling lab's page of each family, beside its results: rival laws, held-out errors, latency."""
-    from fusedvlm.scaling.report.scaling_report import collect, write_report as write_scaling_report
-
     pages = []
     for family in families:
         # Swapped images are a control, not a benchmark: only results.json is read.
