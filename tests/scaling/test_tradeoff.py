@@ -1,5 +1,7 @@
 """The published grid's golden numbers, recovery of known parameters, and budgets against brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -152,3 +154,28 @@ def test_bad_grids_are_named(tmp_path, text, message):
 def test_impossible_fits_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_standard_errors_weigh_the_cells_and_judge_the_law(tmp_path):
+    exact = [replace(cell, standard_error=0.004) for cell in synthetic()]
+    fit = fit_tradeoff(exact)
+    assert fit.verdict == "holds"
+    assert (fit.alpha, fit.beta) == (pytest.approx(0.2, abs=1e-3), pytest.approx(0.05, abs=1e-3))
+    off = replace(exact[3], score=exact[3].score - 0.1)
+    doubtful = fit_tradeoff([*exact[:3], replace(off, standard_error=10.0), *exact[4:]])
+    assert doubtful.alpha == pytest.approx(fit.alpha, abs=2e-3)  # what nobody knows moves nothing
+    wrong = fit_tradeoff([*exact[:3], off, *exact[4:]])
+    assert wrong.verdict.startswith("rejected (z up to ")
+    z = [
+        (1 - c.score - wrong.error(c.llm_params_b, c.num_visual_tokens)) / 0.004 for c in [*exact[:3], off, *exact[4:]]
+    ]
+    assert wrong.goodness.value == pytest.approx(np.square(z).sum())
+    assert wrong.goodness.degrees == 15 - 4
+    table = tmp_path / "grid.csv"
+    rows = [f"{c.llm_params_b},{c.num_visual_tokens},{c.score},{c.standard_error}" for c in exact]
+    table.write_text("llm_params_b,num_visual_tokens,score,standard_error\n" + "\n".join(rows))
+    assert fit_tradeoff(read_grid(table)).goodness == fit.goodness
+    table.write_text(table.read_text().replace("0.004", "0", 1))
+    with pytest.raises(ValueError, match="row 2: standard_error=0 is not positive"):
+        read_grid(table)
+    assert fit_tradeoff(synthetic()).verdict == "not tested: no standard errors"
