@@ -27,6 +27,10 @@ COMMANDS = {
         "fusedvlm.evaluation.cli:evaluate",
         "Score a variant or a family on benchmarks and your own questions, at every m in one pass.",
     ),
+    "serve": (
+        "fusedvlm.serving.serve_cli:serve",
+        "Serve a variant to OpenAI clients: chat with images, any m per request.",
+    ),
     "info": (
         "fusedvlm.costs.cli:info",
         "Say what a variant is: sizes, number of visual tokens, backbones, parameters by group.",

@@ -53,9 +53,11 @@ class Answerer:
         Raises:
             ValueError: for messages, pictures and counts that cannot be read; the message says which.
         """
-        return self.encoder.encode(
-            *read_conversations(self.processor, conversations, num_visual_tokens, num_followup_visual_tokens)
-        )
+        with self.encoder.text_lock:
+            plans, images = read_conversations(
+                self.processor, conversations, num_visual_tokens, num_followup_visual_tokens
+            )
+        return self.encoder.encode(plans, images)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[VisualPrompt], streamer: Any = None, **kwargs: Any) -> list[Answer]:

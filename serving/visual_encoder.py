@@ -11,11 +11,10 @@ a question reads those before it (published variants), states and tokens go by t
 `modeling_fusedvlm_fusion.py`.
 """
 
-import copy
 import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -24,6 +23,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_turns import share_cache
+from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 from fusedvlm.processing.processing_fusedvlm_plan import PromptPlan
 
 from .byte_cache import ByteCache, KnownImage, size_of
@@ -78,6 +78,8 @@ class VisualEncoder:
         self.config = model.config
         self.counts = EncoderCounts()
         self._lock = RLock()
+        # Tokenizers keep settings of a call (whether special tokens are text) in themselves; two at once mix them.
+        self.text_lock = Lock()
         self._name = _NAMES.setdefault(self.core, uuid4().hex)
         self._is_fused = self.config.connector == "fused"
         # Questions that read each other are named with those before them.
@@ -146,6 +148,10 @@ class VisualEncoder:
                 self.cache.put(segment.key, tokens, size_of(tokens))
         return found
 
+    def has_views(self, image: KnownImage) -> bool:
+        """Whether a picture's view tokens are kept, so that it need not be decoded."""
+        return self.cache.peek(("views", self._name, image.key)) is not None
+
     # -- views ---------------------------------------------------------------------------------------------------------
 
     def _views(self, images: Sequence[KnownImage]) -> dict[str, torch.Tensor]:
@@ -162,7 +168,8 @@ class VisualEncoder:
         return found
 
     def _see(self, images: list[KnownImage]) -> dict[str, torch.Tensor]:
-        data = self.processor.image_processor([image.source for image in images], return_tensors="pt")
+        sources = [load_image(image.source) if isinstance(image.source, bytes) else image.source for image in images]
+        data = self.processor.image_processor(sources, return_tensors="pt")
         counts = [int(number) for number in data["image_num_views"]]
         device = next(self.core.vision_tower.parameters()).device
         parts = [self.core.get_view_features(part.to(device))[0] for part in data["pixel_values"].split(MOST_VIEWS)]
@@ -201,9 +208,8 @@ class VisualEncoder:
         """(m, C) states of every segment; questions that read others come after those."""
         states: dict[Hashable, torch.Tensor] = {}
         caches = self._start({segment.image.key: segment.image for segment in work})
-        todo = [(segment, ()) for segment in work]
         rounds: list[dict[Hashable, tuple[str, tuple[Question, ...]]]] = []
-        for segment, _ in todo:
+        for segment in work:
             # Of a history the part that is not kept has to be read question by question.
             begin = next(n for n in range(len(segment.history) - 1, -1, -1) if self._has(caches, segment, n))
             for place, stop in enumerate(range(begin + 1, len(segment.history) + 1)):
@@ -247,7 +253,7 @@ class VisualEncoder:
                 started = self.core.start_fusions(together, [len(views[key]) for key in batch])
                 for key, shared in zip(batch, started, strict=True):
                     # Of its own memory, so that a picture that leaves the cache leaves memory too.
-                    found[key, ()] = state = copy.deepcopy(shared) if len(batch) > 1 else shared
+                    found[key, ()] = state = _in_own_memory(shared) if len(batch) > 1 else shared
                     self.cache.put(("state", self._name, key, ()), state, size_of(state))
                 batch = []
         return found
@@ -264,6 +270,15 @@ class VisualEncoder:
             [m for _, m in asked],
         )
         for (image, history), state in zip(steps, before, strict=True) if not self._alone else ():
-            caches[image, history] = state = copy.deepcopy(state) if len(steps) > 1 else state
+            caches[image, history] = state = _in_own_memory(state) if len(steps) > 1 else state
             self.cache.put(("state", self._name, image, history), state, size_of(state))
         return states
+
+
+def _in_own_memory(cache: Cache) -> Cache:
+    """The same keys and values, no part of a larger tensor (which `copy.deepcopy` would copy whole)."""
+    alone = share_cache(cache)
+    for layer in alone.layers:
+        held: Any = layer
+        held.keys, held.values = held.keys.clone(), held.values.clone()
+    return alone
