@@ -10,7 +10,7 @@ import typer
 from fusedvlm.console import emit_json, say, show
 from fusedvlm.data.generate.cli import documents, questions
 from fusedvlm.data.sample_files import as_json, open_output
-from fusedvlm.data.spec_options import Images, Json, Kind, Spec, data_section
+from fusedvlm.data.spec_options import Images, Json, Kind, Spec, check_spec, data_section
 
 app = typer.Typer(
     name="data",
@@ -51,6 +51,7 @@ def check(
 
     Example: fusedvlm data check llava_v1_5_mix665k.json --type llava --images data/ --drop checked.jsonl
     """
+    check_spec(spec, kind)
     from fusedvlm.data.prepare.image_check import check_images
     from fusedvlm.data.prepare.row_check import RowChecker, RowLimits
     from fusedvlm.data.sources.build_dataset import parse_data_spec
@@ -111,6 +112,7 @@ def show_samples(
 
     Example: fusedvlm data show recipe.yaml -n 5
     """
+    check_spec(spec, kind)
     from fusedvlm.data.prepare.export import one_epoch
 
     samples, total = one_epoch(data_section(spec, kind, images))
@@ -144,6 +146,7 @@ def convert(
 
     Example: fusedvlm data convert data.yaml --output shards/
     """
+    check_spec(spec, kind)
     from fusedvlm.data.prepare.export import write_shards
 
     section = data_section(spec, kind, images)
@@ -169,6 +172,7 @@ def manifest(
 
     Example: fusedvlm data manifest data.yaml --license "llava=CC BY 4.0; images under their own terms" -o manifest.json
     """
+    check_spec(spec, kind)
     from fusedvlm.data.prepare.export import make_manifest
 
     pairs = [entry.partition("=") for entry in license or []]

@@ -145,6 +145,11 @@ def test_a_folder_that_is_no_variant(tmp_path, pictures):
         (["push", "nope", "--repo", "me/x"], "nope: no such folder"),
         (["space", "nope"], "nope: no such folder, and not a repository id"),
         (["train", "generation", "--preset", "nope"], "There is no recipe 'nope'"),
+        (["train", "contrastive", "--learning_rat", "3"], "did you mean 'learning_rate'?"),
+        (["train", "contrastive", "--data.sources", "nope.yaml"], "data.sources=nope.yaml: no such file"),
+        (["train", "contrastive", "--data.sources.0.path", "nope.json"], "nope.json: no such file"),
+        (["data", "show", "nope.json", "--type", "llava"], "nope.json: no such file"),
+        (["data", "check", "nope.yaml"], "nope.yaml: no such file"),
     ],
 )
 def test_what_is_not_there_is_said_before_pytorch_is_imported(words, said, tmp_path):

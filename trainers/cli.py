@@ -6,15 +6,8 @@ from collections.abc import Sequence
 import typer
 
 from fusedvlm.console import say, show, useful_line
-from fusedvlm.trainers.recipes.recipe_files import (
-    FOLDER,
-    STAGES,
-    did_you_mean,
-    find_recipe,
-    shipped_presets,
-    shipped_recipes,
-    split_command_line,
-)
+from fusedvlm.trainers.recipes.command_words import check_places, read_recipe
+from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean, shipped_presets, shipped_recipes
 
 # Words belong to TRL's parser: this module only sorts them by stage and answers --help.
 WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -78,18 +71,12 @@ def run_words(words: Sequence[str]) -> None:
 
         show(stage_help(stage, everything="--help-all" in rest))
         return
-    check_names(rest)
+    recipe, only_print = read_recipe(stage, rest)
+    if not only_print:
+        check_places(recipe)
     from fusedvlm.trainers.runs.run_recipe import run_stage
 
-    run_stage(stage, rest)
-
-
-def check_names(words: Sequence[str]) -> None:
-    """Raise `ValueError` for a recipe or preset that is not there, before PyTorch is imported."""
-    options, _ = split_command_line(words)
-    for name, folder in (("config", FOLDER), ("preset", FOLDER / "presets")):
-        if name in options:
-            find_recipe(options[name], folder)
+    run_stage(recipe, only_print)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from fusedvlm.data.generate.journal import Journal
 from fusedvlm.data.generate.llm_client import Endpoint, LocalModel, RateLimit
 from fusedvlm.data.generate.questions import QuestionOptions, prompts_of, write_questions
 from fusedvlm.data.prepare.shard import Shard
-from fusedvlm.data.spec_options import Images, Json, Kind, Spec, data_section
+from fusedvlm.data.spec_options import Images, Json, Kind, Spec, check_spec, data_section
 
 Output = Annotated[
     Path,
@@ -152,6 +152,7 @@ def questions(
 
     Offline: the same with --batch-out FOLDER in place of --base-url, then with --batch-in "ANSWERS*.jsonl".
     """
+    check_spec(spec, kind)
     from fusedvlm.data.prepare.export import EverySample
 
     route, part = choose_route(base_url, model, local, batch_out, batch_in), Shard.parse(shard)
@@ -229,6 +230,8 @@ def documents(
         prompts_of_pages,
         read_documents,
     )
+
+    check_spec(spec, kind)
     from fusedvlm.data.prepare.export import EverySample
 
     route, part = choose_route(base_url, model, local, batch_out, batch_in), Shard.parse(shard)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fusedvlm.console import progress
 from fusedvlm.data.sample_files import open_output
-from fusedvlm.data.sources.readers import find_files
+from fusedvlm.data.sources.find_files import find_files
 
 from .journal import Journal
 from .llm_client import Declined, Messages, text_of_answer

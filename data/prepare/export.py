@@ -22,7 +22,8 @@ from fusedvlm.data.mixing.streaming import StreamingMixture
 from fusedvlm.data.sample_files import as_json, image_bytes
 from fusedvlm.data.sources.build_dataset import distinct_names, parse_data_spec
 from fusedvlm.data.sources.converters import Sample
-from fusedvlm.data.sources.readers import TEXT, find_files
+from fusedvlm.data.sources.find_files import find_files
+from fusedvlm.data.sources.readers import TEXT
 from fusedvlm.data.sources.source_spec import RowStream, SourceSpec, load_source
 from fusedvlm.files import sha256_of
 

@@ -5,11 +5,9 @@ Arrow, so neither the file nor its rows are in memory twice, and worker processe
 depend on other files than the source itself; image paths and boxes are resolved when a row is asked for.
 """
 
-import glob
 import io
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -22,11 +20,11 @@ from fusedvlm.data.boxes import find_boxes
 from fusedvlm.wording import end_of, fit
 
 from .converters import CONVERTERS, Sample
+from .find_files import find_files
 from .json_rows import read_json_rows
 
 FORMAT = 1  # raised when conversion changes, so that old caches are not used
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-JSON_ENDINGS = re.compile(r"\.jsonl?(\.(gz|bz2|xz|zip))?$|\.zip$")
 
 TEXT = datasets.Value("string")
 FEATURES = datasets.Features(
@@ -37,25 +35,6 @@ FEATURES = datasets.Features(
         "problem": TEXT,  # why the row is no sample, else null
     }
 )
-
-
-def find_files(path: str | list[str]) -> list[str]:
-    """Files of a path, a list of paths or patterns such as `shards/*.tar`, sorted within each; URLs pass.
-
-    Raises:
-        ValueError: naming what does not exist.
-    """
-    found: list[str] = []
-    for pattern in [path] if isinstance(path, str) else path:
-        pattern = os.path.expanduser(str(pattern))
-        matches = [pattern] if "://" in pattern or os.path.isfile(pattern) else sorted(glob.glob(pattern))
-        matches = [match for match in matches if "://" in match or os.path.isfile(match)]
-        if not matches:
-            raise ValueError(
-                f"{pattern}: no such file; give a file, a list of files or a pattern such as 'data/*.json'."
-            )
-        found.extend(matches)
-    return found
 
 
 def open_converted(

@@ -18,7 +18,8 @@ from fusedvlm.plain_data import build
 from fusedvlm.wording import fit, shown
 
 from .converters import CONVERTERS, Sample
-from .readers import JSON_ENDINGS, convert_row, find_files, open_converted, open_table
+from .find_files import JSON_ENDINGS, find_files
+from .readers import convert_row, open_converted, open_table
 
 # Where Visual Genome's images lie in SVIT's and in LLaVA-1.5's layout.
 SVIT_FOLDERS = ("", "VG_100K", "VG_100K_2", "vg/VG_100K", "vg/VG_100K_2")

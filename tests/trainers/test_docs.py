@@ -13,8 +13,9 @@ from fusedvlm.tests.pages import Page, blocks_of, names_of
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.checkpoints import problems
 from fusedvlm.trainers.recipes import FOLDER
+from fusedvlm.trainers.recipes.command_words import read_recipe
 from fusedvlm.trainers.recipes.recipe_files import set_field
-from fusedvlm.trainers.recipes.recipe_parsing import plan_run, read_recipe
+from fusedvlm.trainers.recipes.recipe_parsing import plan_run
 
 PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "training.md"
 if not PAGE.exists():

@@ -1,5 +1,6 @@
 """Every shipped recipe against the code that reads it, and against the paper; every way to write a wrong one."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -7,16 +8,18 @@ import yaml
 
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers.recipes import FOLDER, recipe_parsing as parsing
+from fusedvlm.trainers.recipes.command_words import read_recipe
 from fusedvlm.trainers.recipes.recipe_files import (
     Recipe,
+    fields_of,
     load_recipe,
     merge,
     set_field,
     shipped_presets,
     shipped_recipes,
 )
-from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run, read_recipe
-from fusedvlm.trainers.recipes.run_arguments import DataArguments
+from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run
+from fusedvlm.trainers.recipes.run_arguments import DataArguments, dataclasses_of
 from fusedvlm.trainers.runs.run_recipe import ELASTIC_BEFORE, as_begun
 from fusedvlm.trainers.runs.run_record import changes, write_record
 from fusedvlm.trainers.runs.training_data import open_datasets
@@ -384,3 +387,10 @@ def test_evaluation_ends_for_streams_too(tmp_path, streaming):
     arguments = DataArguments(sources=[source], eval_sources=[{**source, "streaming": streaming}])
     _, evaluation = open_datasets(arguments)
     assert len(list(itertools.islice(iter(evaluation), 50))) == 5
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "generation", "variants"])
+def test_names_read_from_source_are_the_dataclasses_own(stage):
+    """`fusedvlm train` checks names before it imports what has them."""
+    for section, kind in dataclasses_of(stage).items():
+        assert set(fields_of(stage)[section]) == {entry.name for entry in dataclasses.fields(kind) if entry.init}

@@ -20,10 +20,11 @@ from fusedvlm.trainers import ContrastiveArguments, GenerationArguments, lora_co
 from fusedvlm.trainers.callbacks import console_progress
 from fusedvlm.trainers.callbacks.console_progress import ConsoleCallback
 from fusedvlm.trainers.callbacks.skipped_rows import SkippedRows
+from fusedvlm.trainers.recipes.command_words import RUN_IT_FIRST
 from fusedvlm.trainers.recipes.recipe_files import load_recipe
 from fusedvlm.trainers.recipes.recipe_parsing import gradient_accumulation, plan_run
 from fusedvlm.trainers.recipes.run_arguments import ModelArguments
-from fusedvlm.trainers.runs.build_model import RUN_IT_FIRST, build_model_and_processor
+from fusedvlm.trainers.runs.build_model import build_model_and_processor
 from fusedvlm.trainers.runs.training_data import data_changes, refuse_stale_manifest
 
 WRONG_NUMBERS = {

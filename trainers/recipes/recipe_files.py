@@ -11,7 +11,7 @@ stand at the top level without its section, as in TRL's flat files.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,8 +25,17 @@ from fusedvlm.files import read_yaml
 from fusedvlm.trainers.recipes import FOLDER
 from fusedvlm.wording import fit, shown
 
+from .field_names import training_fields
+from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments
+
 STAGES = ("contrastive", "generation", "variants")
-SECTIONS = ("model", "data", "run", "variants", "training")
+SECTION_TYPES: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "run": RunArguments,
+    "variants": VariantArguments,
+}
+SECTIONS = (*SECTION_TYPES, "training")
 HEADERS = ("stage", "base", "preset")
 # What m is drawn from: these counts, or every integer of this range.
 ALTERNATIVES = ("elastic_num_visual_tokens", "elastic_range")
@@ -202,11 +211,10 @@ def section_of(name: str, known: dict[str, list[str]], source: str) -> str:
 
 def fields_of(stage: str) -> dict[str, list[str]]:
     """{section: names of its fields} at a stage."""
-    from .run_arguments import dataclasses_of
-
-    return {
-        section: [entry.name for entry in fields(kind) if entry.init] for section, kind in dataclasses_of(stage).items()
-    }
+    sections = {name: [entry.name for entry in fields(kind)] for name, kind in SECTION_TYPES.items()}
+    if stage != "variants":
+        del sections["variants"]
+    return {**sections, "training": list(training_fields(stage))}
 
 
 def set_field(recipe: Recipe, dotted: str, value: Any) -> None:
@@ -299,34 +307,6 @@ def find_recipe(name: str | Path, *folders: Path) -> Path:
             return candidate.resolve()
     shipped = sorted(path.stem for folder in folders for path in folder.glob("*.yaml") if path.stem != "base")
     raise ValueError(f"There is no recipe {shown(str(name), 80)}: {did_you_mean(name.stem, shipped)} A path works too.")
-
-
-def split_command_line(words: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, list[str]]]]:
-    """`--config`, `--preset` and flags apart from overrides: ({option: value}, [(dotted name, its words)]).
-
-    Raises:
-        ValueError: for a word that belongs to no option.
-    """
-    options: dict[str, str] = {}
-    overrides: list[tuple[str, list[str]]] = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            overrides.append((name, [value] if equals else []))
-        elif overrides:
-            overrides[-1][1].append(word)
-        else:
-            raise ValueError(
-                f"{shown(word)} belongs to no option; write --config {fit(word, 60)} or --field {fit(word, 60)}."
-            )
-    for name in ("config", "preset", "print-config"):
-        given = [values for key, values in overrides if key.replace("_", "-") == name]
-        overrides = [(key, values) for key, values in overrides if key.replace("_", "-") != name]
-        if given:
-            if len(given[-1]) != (0 if name == "print-config" else 1):
-                raise ValueError(f"--{name} takes {'no value' if name == 'print-config' else 'one value'}.")
-            options[name] = given[-1][0] if given[-1] else "true"
-    return options, overrides
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -3,17 +3,14 @@
 import json
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import yaml
 from trl import TrlParser
 
 from fusedvlm.wording import fit, shown
 
-from .recipe_files import Recipe, load_recipe, set_field, split_command_line
+from .recipe_files import Recipe
 from .run_arguments import DataArguments, ModelArguments, RunArguments, VariantArguments, dataclasses_of
 
 MOST_SAMPLES = 10_000_000  # of a batch; more is a slip of the finger, and its divisors are not looked for
@@ -43,35 +40,6 @@ class RecipeParser(TrlParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
         raise ValueError(message)
-
-
-def read_value(words: list[str], inside_mapping: bool) -> Any:
-    """Words after an option: none is true, several are a list, `null` the default. Only inside mappings is one YAML."""
-    if not words:
-        return True
-    if words == ["null"]:
-        return None
-    if len(words) > 1:
-        return list(words)
-    if inside_mapping or words[0].lstrip().startswith(("{", "[")):
-        with suppress(yaml.YAMLError):
-            return yaml.safe_load(words[0])
-    return words[0]
-
-
-def read_recipe(stage: str, words: Sequence[str]) -> tuple[Recipe, bool]:
-    """The recipe a command line asks for, and whether it is only to be printed.
-
-    Raises:
-        ValueError: for mistakes in the recipe or the words; also when the recipe is of another stage.
-    """
-    options, overrides = split_command_line(words)
-    recipe = load_recipe(options.get("config", stage), options.get("preset"))
-    if recipe.stage != stage:
-        raise ValueError(f"{recipe.source} is a recipe of stage {recipe.stage!r}; run `fusedvlm train {recipe.stage}`.")
-    for name, values in overrides:
-        set_field(recipe, name, read_value(values, inside_mapping=_is_inside_mapping(name)))
-    return recipe, "print-config" in options
 
 
 def plan_run(recipe: Recipe) -> RunPlan:
@@ -172,11 +140,6 @@ def _is_plain_list(kind: Any, name: str) -> bool:
     """Whether argparse takes the field as several words (list[str]) rather than as one JSON word."""
     text = str(kind.__dataclass_fields__[name].type)
     return "list[" in text and "dict" not in text and "list[list" not in text
-
-
-def _is_inside_mapping(dotted: str) -> bool:
-    parts = dotted.split(".")
-    return len(parts) > (2 if parts[0] in ("model", "data", "run", "variants", "training") else 1)
 
 
 def _check_fuser_config(given: Any) -> None:

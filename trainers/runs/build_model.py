@@ -35,10 +35,10 @@ from fusedvlm.modeling_fusedvlm.own_connectors import resolve_connector
 from fusedvlm.processing import FusedVLMProcessor, build_processor
 from fusedvlm.processing.build_processor import clip_query_tokenizer
 from fusedvlm.trainers.checkpoints import MARKER, complete_folder, problems
+from fusedvlm.trainers.recipes.command_words import RUN_IT_FIRST
 from fusedvlm.trainers.recipes.run_arguments import ModelArguments
 
 BYTES = "bytes"
-RUN_IT_FIRST = "run the stage that writes it first, or correct the path."
 # What a recipe says of a new model in the configuration's own words.
 CONFIG_FIELDS = [name for name in ModelArguments.__annotations__ if name in FusedVLMConfig.__annotations__]
 

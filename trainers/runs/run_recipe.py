@@ -15,7 +15,7 @@ from transformers.utils import logging as hf_logging
 from fusedvlm.console import show
 from fusedvlm.trainers.interruption import StopSignals, TrainingInterrupted
 from fusedvlm.trainers.recipes.recipe_files import Recipe, load_recipe, merge
-from fusedvlm.trainers.recipes.recipe_parsing import plan_run, read_recipe
+from fusedvlm.trainers.recipes.recipe_parsing import plan_run
 
 from .run_record import read_record
 from .train import tell, train_stage
@@ -74,12 +74,11 @@ def as_begun(recipe: Recipe) -> Recipe:
     return Recipe(recipe.stage, sections, recipe.source)
 
 
-def run_stage(stage: str, words: Sequence[str]) -> None:
+def run_stage(recipe: Recipe, only_print: bool = False) -> None:
     """What the command line asks for: print the resolved recipe, or carry it out and show the folders it made."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()  # ours shows the steps; theirs, every file that is read or written
-    recipe, only_print = read_recipe(stage, words)
     if only_print:
         check = Recipe(recipe.stage, merge(recipe.sections, {"training": {"use_cpu": True}}), recipe.source)
         plan_run(check)  # a recipe for GPUs can be printed without one

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from fusedvlm.console import say
 from fusedvlm.data import build_dataset, read_spec
 from fusedvlm.data.sources.build_dataset import recipe_section
-from fusedvlm.data.sources.readers import find_files
+from fusedvlm.data.sources.find_files import find_files
 from fusedvlm.files import read_json, sha256_of
 from fusedvlm.trainers.recipes.run_arguments import DataArguments
 
