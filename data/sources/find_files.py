@@ -28,7 +28,7 @@ def find_files(path: str | list[str]) -> list[str]:
 
 
 def require_files(kind: Any, path: Any) -> None:
-    """Raise `ValueError` for a source whose files are not there; what may be a dataset of the Hub its reader looks at."""
+    """Raise `ValueError` for a source whose files are not there; datasets of the Hub are for their reader."""
     if not (isinstance(kind, str) and isinstance(path, str) and path):
         return
     if kind not in ("chat", "parquet") or (kind == "chat" and JSON_ENDINGS.search(path)):
