@@ -70,6 +70,16 @@ COMMANDS = {
 }
 # Commands of a group that lie in a higher layer than the group itself.
 NESTED = {"scaling": {"lab": "fusedvlm.lab.cli:lab"}}
+# Words a command begins with -> what Ctrl-C leaves, and what to do next; `train` says so itself.
+GO_ON = "the same command goes on where it was"
+AFTER_INTERRUPT = {
+    "quickstart": "families that are finished stay; the one under way is lost, and the same command begins it again",
+    "compare": f"finished cells are kept; {GO_ON}",
+    "push": f"what was sent is kept, and shown to nobody before all of it is right; {GO_ON}",
+    "scaling divergence": f"with --state FILE what was measured is kept, and {GO_ON}",
+    "data questions": f"answers so far are kept; {GO_ON}",
+    "data documents": f"pages so far are kept; {GO_ON}",
+}
 # What the user named and the system refused.
 WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError)
 
@@ -130,6 +140,12 @@ def common(
         raise typer.Exit
 
 
+def after_interrupt(words: list[str]) -> str:
+    """What to say after Ctrl-C: what is left of the command, where anything is."""
+    left = AFTER_INTERRUPT.get(" ".join(words[:2])) or AFTER_INTERRUPT.get(" ".join(words[:1]))
+    return f"Interrupted: {left}." if left else "Interrupted."
+
+
 def main() -> None:
     """Run a command. Exit code 0 only on success, 2 for wrong use (bad options, bad input), 1 for everything else."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -139,7 +155,7 @@ def main() -> None:
     except SystemExit as end:
         interrupt = getattr(end.__context__, "__cause__", None)
         if isinstance(interrupt, KeyboardInterrupt):
-            say(str(interrupt) or "Interrupted.")
+            say(str(interrupt) or after_interrupt(words))
         raise
     except Exception as error:  # noqa: BLE001 - the last place to tell the user
         from fusedvlm.redaction import known_secrets, redact, redacted_traceback
@@ -147,10 +163,11 @@ def main() -> None:
         secrets = known_secrets()
         if "--debug" in sys.argv:
             say(redacted_traceback(error, secrets))
-        is_explained = isinstance(error, (ValueError, *WRONG_PATHS)) or type(error).__module__.startswith("fusedvlm.")
+        is_wrong_use = isinstance(error, (ValueError, *WRONG_PATHS))
+        is_explained = is_wrong_use or type(error).__module__.startswith("fusedvlm.")
         hint = "" if is_explained or "--debug" in sys.argv else " (--debug shows where it happened)"
         say(f"fusedvlm: {redact(useful_line(error), secrets)}{hint}")
-        sys.exit(2 if isinstance(error, (ValueError, *WRONG_PATHS)) else 1)
+        sys.exit(2 if is_wrong_use else 1)
 
 
 if __name__ == "__main__":

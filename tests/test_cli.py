@@ -178,6 +178,15 @@ def test_debug_stands_anywhere_and_an_interrupt_is_said(tmp_path, monkeypatch, c
         cli.main()
     assert end.value.code == 130
     assert "Interrupted." in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["fusedvlm", "data", "questions", "nope.json", "--type", "svit", "-o", "q.jsonl"])
+    monkeypatch.setattr(
+        "fusedvlm.data.generate.cli.check_spec", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert "Interrupted: answers so far are kept; the same command goes on where it was." in capsys.readouterr().err
+    assert {words.split()[0] for words in cli.AFTER_INTERRUPT} <= set(cli.COMMANDS)
 
 
 def test_a_repository_is_found_although_a_folder_has_its_owners_name(tmp_path, monkeypatch):
