@@ -63,7 +63,10 @@ class Links(Command):
         folders = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("fusedvlm", "tests")]
         own = [path for path in (ROOT / "fusedvlm").iterdir() if path.name != "__pycache__"]
         for path in [*folders, *own]:
-            (package / path.name).symlink_to(os.path.relpath(path, package))
+            try:
+                (package / path.name).symlink_to(os.path.relpath(path, package))
+            except OSError:  # Windows without developer mode: editors find the sources less well, nothing else
+                return
 
 
 setup(cmdclass={"build_py": BuildWithoutTests, "links": Links})

@@ -4,7 +4,6 @@ encode   views to view tokens            fuse     fusion decoder and projection,
 prefill  the LLM reads the prompt        decode   one further token of the answer
 """
 
-import resource
 import statistics
 import sys
 import time
@@ -17,6 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from .counts import Shapes, count_flops, kv_cache_bytes
+
+if sys.platform == "win32":  # which has no `resource`
+    import psutil
+else:
+    import resource
 
 if TYPE_CHECKING:
     from fusedvlm.modeling_fusedvlm import FusedVLMConfig
@@ -207,6 +211,8 @@ def time_stages(model: Any, m: int, workload: Workload, repeats: int = 5) -> Tim
 
 
 def _peak_process_bytes() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

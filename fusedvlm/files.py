@@ -49,6 +49,29 @@ def write_json(path: str | Path, document: Any, indent: int | None = 2) -> None:
     write_atomically(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def sync(path: str | Path) -> None:
+    """Have the system put a file's content, or a folder's entries, on the disk before anything else happens.
+
+    Windows syncs no folders (it journals their entries itself), and files only for who may write them.
+    """
+    is_windows = os.name == "nt"
+    if is_windows and os.path.isdir(path):
+        return
+    descriptor = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A file under another name: a link, and a copy where links are not allowed (Windows without developer mode)."""
+    try:
+        os.symlink(Path(source).resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file in hex, read in pieces."""
     digest = hashlib.sha256()

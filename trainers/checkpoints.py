@@ -6,7 +6,6 @@ whose files do not match its marker (a full disk, a broken copy) is reported and
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import SaveStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
-from fusedvlm.files import read_json, saying_when_full, sha256_of, write_atomically
+from fusedvlm.files import read_json, saying_when_full, sha256_of, sync, write_atomically
 from fusedvlm.trainers.callbacks.until_loss import UntilLoss
 
 from .interruption import (
@@ -60,9 +59,9 @@ def mark_complete(folder: Path) -> None:
     files = {}
     for path in _files(folder):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        _sync(path)
+        sync(path)
     write_atomically(folder / MARKER, json.dumps({"files": files}, indent=1, sort_keys=True))
-    _sync(folder)
+    sync(folder)
 
 
 def problems(folder: Path, contents: bool = True) -> list[str]:
@@ -129,7 +128,7 @@ def publish(staging: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     staging.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     if not any(staging.parent.iterdir()):
         staging.parent.rmdir()
@@ -403,11 +402,3 @@ def _require_parts(folder: Path, with_processor: bool) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -157,11 +158,17 @@ def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
         number: of the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        _outlive_signals()
+    if then is not None:
+        then(number)
+
+
+def _outlive_signals() -> None:
+    """SIGTERM ends this process a while later; signals that were held back are let through."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.setitimer(signal.ITIMER_REAL, GRACE))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    if then is not None:
-        then(number)
 
 
 def worker_context() -> BaseContext | None:
@@ -170,7 +177,7 @@ def worker_context() -> BaseContext | None:
     A signal to the whole process group would otherwise kill a worker in its first milliseconds, before it has handlers.
     None where workers are not forked: they begin with signals of their own.
     """
-    if multiprocessing.get_start_method() != "fork":
+    if sys.platform == "win32" or multiprocessing.get_start_method() != "fork":
         return None
     context: Any = copy.copy(multiprocessing.get_context("fork"))
     process: Any = context.Process

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from fusedvlm.files import link_or_copy
 from fusedvlm.hub_cards.hub_errors import CALL_ERRORS
 from fusedvlm.hub_cards.release.bundle import is_local, self_contained
 
@@ -186,7 +187,7 @@ def _language_model(folder: Path, cache: Path) -> list[Path]:
         if path.is_file():
             link = target / path.relative_to(snapshot)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.resolve())
+            link_or_copy(path, link)
             files.append(path.resolve())
     return files
 

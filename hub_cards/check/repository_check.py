@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 import fusedvlm
+from fusedvlm.files import link_or_copy
 from fusedvlm.hub_cards.card.lint_card import lint_card
 from fusedvlm.hub_cards.card.readback import differences
 from fusedvlm.hub_cards.card.render_card import render_card
@@ -94,7 +95,7 @@ def check_files(files: Mapping[str, Path | bytes], repo_id: str | None = None) -
             if isinstance(content, bytes):
                 target.write_bytes(content)
             else:
-                target.symlink_to(Path(content).resolve())
+                link_or_copy(content, target)
         return check_contents(folder, repo_id)
 
 
