@@ -1,22 +1,22 @@
-"""What a variant is, read from its configuration alone (the model is built without memory for its weights).
+"""What a variant is, read from its configuration alone: plainly where that says all, else by building the model.
 
 One description serves `fusedvlm info`, the facts of cards and the comparison of both: a new field of the configuration
 is added to `VariantDescription` and shown by its `rows`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-from transformers import AutoConfig
-
-import fusedvlm.modeling_fusedvlm  # noqa: F401 - registers the configuration
+from fusedvlm.lazy import late_function
 from fusedvlm.model_source import HUB_ID, require_source
-from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connector import name_counts
-from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_loading import LANGUAGE_PREFIXES, VISION_PREFIXES
+from fusedvlm.wording import name_counts
+
+from .plain_config import read_plainly
+
+# Both build a model without memory for its weights, for which PyTorch is imported: only where a file does not say all.
+count_parameters = late_function("fusedvlm.costs.meta_model", "count_parameters")
+read_variant_config = late_function("fusedvlm.costs.meta_model", "read_variant_config")
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ class VariantDescription:
         return {"Connector reads": "views and question" if self.fuse_question else "views"}
 
 
-def describe_config(config: FusedVLMConfig) -> dict[str, Any]:
-    """The fields of `VariantDescription`, by name, of a configuration."""
+def describe_config(config: Any) -> dict[str, Any]:
+    """The fields of `VariantDescription`, by name, of a `FusedVLMConfig` or a `PlainConfig`."""
     kind = config.connector_class
     possible = tuple(m for m in kind.counts(config) if m <= config.max_num_visual_tokens)
     derived = {
         "trained_num_visual_tokens": tuple(sorted(set(config.trained_num_visual_tokens))),
         "image_size": config.vision_config.image_size,
-        "parameters": count_parameters(config),
+        "parameters": getattr(config, "plain_parameters", None) or count_parameters(config),
         "vision": _backbone(config, "vision"),
         "language_model": _backbone(config, "text"),
         "connector_summary": kind.summary,
@@ -118,7 +118,7 @@ def describe_config(config: FusedVLMConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in same_name} | derived
 
 
-def _backbone(config: FusedVLMConfig, role: str) -> Backbone:
+def _backbone(config: Any, role: str) -> Backbone:
     return Backbone(
         getattr(config, f"{role}_config").model_type,
         getattr(config, f"{role}_model_name_or_path"),
@@ -126,39 +126,10 @@ def _backbone(config: FusedVLMConfig, role: str) -> Backbone:
     )
 
 
-def count_parameters(config: FusedVLMConfig) -> dict[str, int]:
-    """Parameters by group; tied weights count once. The groups add up to the model.
-
-    Raises:
-        ValueError: when a parameter belongs to no group.
-    """
-    with torch.device("meta"):
-        model = FusedVLMForConditionalGeneration(config)
-    model.tie_weights()
-    groups = {
-        "vision": VISION_PREFIXES,
-        **config.connector_class.parameter_groups,
-        "language model": LANGUAGE_PREFIXES,
-    }
-    counts = dict.fromkeys(groups, 0)
-    for name, parameter in model.named_parameters():
-        group = next((group for group, prefixes in groups.items() if name.startswith(prefixes)), None)
-        if group is None:
-            raise ValueError(f"Parameter {name} belongs to no group.")
-        counts[group] += parameter.numel()
-    return counts
-
-
-def read_variant_config(model: str, revision: str | None = None) -> FusedVLMConfig:
-    """The configuration of a folder or repository. Raises `ValueError` when there is no readable one of a variant."""
+def _read(model: str, revision: str | None) -> Any:
+    """Its configuration, plain where it can be. Raises `ValueError` when there is no readable one of a variant."""
     require_source("model", model, "config.json")
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (ValueError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{model}: its configuration cannot be read: {str(error).splitlines()[0]}") from error
-    if config.model_type != "fusedvlm":
-        raise ValueError(f"{model}: a {config.model_type} model, not a FusedVLM variant.")
-    return config
+    return read_plainly(model) or read_variant_config(model, revision)
 
 
 def describe_variant(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -167,7 +138,7 @@ def describe_variant(model: str, revision: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: when there is no readable FusedVLM configuration.
     """
-    config = read_variant_config(model, revision)
+    config = _read(model, revision)
     facts = asdict(VariantDescription(**describe_config(config)))
     sizes = config.connector_class.describe(config)
     towers = {"vision": facts.pop("vision"), "language_model": facts.pop("language_model")}
@@ -190,7 +161,7 @@ def describe_variant(model: str, revision: str | None = None) -> dict[str, Any]:
     }
 
 
-def _by_part(config: FusedVLMConfig, name: str, fusion: int | None) -> dict[str, int]:
+def _by_part(config: Any, name: str, fusion: int | None) -> dict[str, int]:
     return {
         "vision": getattr(config.vision_config, name),
         **({} if fusion is None else {"fusion": fusion}),
@@ -200,7 +171,7 @@ def _by_part(config: FusedVLMConfig, name: str, fusion: int | None) -> dict[str,
 
 def render_info(model: str, revision: str | None = None) -> str:
     """The facts as lines for a terminal. Raises as `describe_variant`."""
-    config = read_variant_config(model, revision)
+    config = _read(model, revision)
     described = VariantDescription(**describe_config(config))
     sizes = [f"{name} {value}" for name, value in config.connector_class.describe(config).items()]
     rows = {**described.rows(), "Connector": ", ".join([described.connector, *sizes])}

@@ -1,5 +1,6 @@
 """Strangers' values in messages: one line, never long."""
 
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST_MESSAGE = 300  # characters
@@ -30,3 +31,18 @@ def end_of(path: object, limit: int = 80) -> str:
     """
     text = str(path)
     return text if len(text) <= limit else "..." + text[3 - limit :]
+
+
+def name_counts(counts: Iterable[int]) -> str:
+    """Counts as text, with every run of three or more as its ends: `1 to 32`, or `1, 2, 4, 8`.
+
+    The models have a function of the same name and result, for code on the Hub cannot import this one.
+    """
+    runs: list[list[int]] = []
+    for count in sorted(set(counts)):
+        if runs and count == runs[-1][-1] + 1:
+            runs[-1].append(count)
+        else:
+            runs.append([count])
+    parts = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in runs]
+    return ", ".join(part for names in parts for part in names)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fusedvlm.costs.counts import count_flops, read_shapes
+from fusedvlm.costs.meta_model import count_parameters
 from fusedvlm.costs.profile import Workload, check_counts
-from fusedvlm.costs.variant_info import count_parameters
 from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration, load_connector
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_connectors import CONNECTORS
 from fusedvlm.processing import FusedVLMProcessor
