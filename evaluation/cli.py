@@ -14,9 +14,15 @@ from fusedvlm.lazy import late_function
 DATA = "LMUData"  # the variable by which VLMEvalKit finds its files
 build_tasks = late_function("fusedvlm.evaluation.task_options", "build_tasks")
 run_evaluation = late_function("fusedvlm.evaluation.run_evaluation", "run_evaluation")
+fusion_inputs = late_function("fusedvlm.evaluation.run_evaluation", "fusion_inputs")
 parse_counts = late_function("fusedvlm.evaluation.task_options", "parse_counts")
 split_list = late_function("fusedvlm.evaluation.task_options", "split_list")
 score_lines = late_function("fusedvlm.evaluation.run_evaluation", "score_lines")
+# Of a higher layer, which reads what is measured here.
+against_paper = late_function("fusedvlm.scaling.against_paper", "against_paper")
+paper_cells = late_function("fusedvlm.scaling.against_paper", "paper_cells")
+cell_lines = late_function("fusedvlm.scaling.against_paper", "cell_lines")
+cell_document = late_function("fusedvlm.scaling.against_paper", "cell_document")
 
 
 def evaluate(
@@ -59,6 +65,9 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best there is by default.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; the checkpoint's own by default.")] = "auto",
+    against: Annotated[
+        str | None, typer.Option(help="paper: set the scores beside the paper's, and say where they differ.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Score a variant or a family on benchmarks and your own questions, at every m in one pass.
@@ -76,15 +85,30 @@ def evaluate(
     wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
     folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
     built = build_tasks(names, folder, preset, bare_question, limit, max_new_tokens)
+    require_cells(against, [task.name for task in built])
     options: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
     command = shlex.join(["fusedvlm", *sys.argv[1:]])
     done = run_evaluation(model, built, wanted, output, command, view_cache, batch_size, **options)
     if done is None:
         return  # another process of this run tells the results
-    results, path = done
+    results, rows, path = done
+    kind = fusion_inputs(model) if against else ""
+    cells = against_paper(rows, kind) if against else []
     if json_output:
-        emit_json({"model": model, "results": str(path), **results})
+        compared = {"against_paper": cell_document(cells, kind)} if against else {}
+        emit_json({"model": model, "results": str(path), **results, **compared})
         return
-    for line in score_lines(results):
+    for line in [*score_lines(rows), *(cell_lines(cells, kind) if against else [])]:
         show(line)
     say(f"Scores in {path}; answers in {path.parent / 'evaluation'}.")
+
+
+def require_cells(against: str | None, names: list[str]) -> None:
+    """Raise `ValueError` for a comparison with nothing, before anything is measured for it."""
+    if against is None:
+        return
+    if against != "paper":
+        raise ValueError(f"--against {against}: there is only paper, the scores that the paper reports.")
+    known = {benchmark for benchmark, _, _ in paper_cells()}
+    if not known & set(names):
+        raise ValueError(f"--against paper: {', '.join(names)[:100]} is none of its benchmarks.")

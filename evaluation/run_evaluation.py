@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from transformers.utils import cached_file
 
 from fusedvlm.console import say
+from fusedvlm.files import read_json
 from fusedvlm.serving.chat import VisualChat
 
 from .answers.evaluate_tasks import ANSWERS, Asking, Evaluation, evaluate_tasks, say_unread
@@ -30,7 +32,7 @@ def run_evaluation(
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
-) -> tuple[dict[str, Any], Path] | None:
+) -> tuple[dict[str, Any], list[TaskScore], Path] | None:
     """Evaluate, and join the scores with those that the results file has already.
 
     Args:
@@ -43,7 +45,7 @@ def run_evaluation(
         revision, device, dtype: see `VisualChat`.
 
     Returns:
-        The new results as plain data, and the file; None for a process that leaves scoring to another one.
+        The new results as plain data, their scores, and the file; None for a process that leaves that to another.
 
     Raises:
         ValueError: for wrong use and damaged data.
@@ -62,7 +64,19 @@ def run_evaluation(
     if evaluation is None:
         return None
     say_unread(evaluation)
-    return plain_results(evaluation.results), write_results(folder, evaluation)
+    path = write_results(folder, evaluation)
+    return plain_results(evaluation.results), evaluation.results.scores, path
+
+
+def fusion_inputs(model: str) -> str:
+    """What the fusion module of a model reads, as the paper names its three kinds.
+
+    A variant that reads no question and was trained at each m by itself is "(ft)" in the paper; configurations do not
+    say so, and the elastic kind is meant.
+    """
+    source = find_variants(model)[0].source
+    config = read_json(str(cached_file(source, "config.json")))
+    return "vision+question+queries" if config.get("fuse_question", True) else "vision+queries"
 
 
 def output_folder(model: str, output: Path | None) -> Path:
@@ -89,9 +103,8 @@ def write_results(folder: Path, evaluation: Evaluation) -> Path:
     return path
 
 
-def score_lines(results: dict[str, Any]) -> list[str]:
+def score_lines(rows: Sequence[TaskScore]) -> list[str]:
     """A table as text: one row for each score's name, one column for each m."""
-    rows = [TaskScore(**row) for row in results["scores"]]
     counts = sorted({row.num_visual_tokens for row in rows})
     by_key = {row.key: row for row in rows}
     labels = list(dict.fromkeys(row.label for row in rows))

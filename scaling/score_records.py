@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedvlm.console import say
 from fusedvlm.files import check_columns, read_json, read_table
 from fusedvlm.question_scores import questions_file, read_question_scores
 
@@ -41,14 +42,6 @@ class ScoreRecord:
     def key(self) -> tuple:
         """What makes a curve: benchmark, metric and groups."""
         return (self.benchmark, self.metric, self.groups)
-
-    @property
-    def label(self) -> str:
-        """As `fusedvlm.evaluation.results.TaskScore.label` of the row that it was read from."""
-        groups = dict(self.groups)
-        harness, note = groups.get("harness", ""), groups.get("note", "")
-        metric = "" if self.metric == "score" else f" {self.metric}"
-        return f"{self.benchmark}{metric}" + (f" [{harness}]" if harness else "") + (f" ({note})" if note else "")
 
     def column(self, name: str) -> str:
         """Value of a column as text, for exclusions. Raises `KeyError` for a column that the record lacks."""
@@ -116,24 +109,20 @@ def read_scores(source: str | Path, ignore: Sequence[str] = ()) -> list[ScoreRec
             named.
     """
     path = PAPER_SCORES if str(source) == PAPER else Path(source)
+    document = read_json(path, None) if path.suffix == ".json" else None
+    if isinstance(document, dict) and isinstance(document.get("scores"), list):
+        records, left_out = evaluation_records(document, path, ignore)
+        for label, reason in left_out.items():
+            say(f"{path}: {label} is left out: {reason}.")
+        if not records:
+            raise ValueError(f"{path}: no score in it can be fitted ({next(iter(left_out.values()), 'it has none')}).")
+        return records
     rows = _json_rows(path) if path.suffix == ".json" else read_table(path, REQUIRED, SAME)
     records = [_record(cells, place, path, ignore) for place, cells in rows]
     if not records:
         raise ValueError(f"{path}: no scores in it.")
     _refuse_duplicates(records, path)
-    return with_question_scores(records, path) if path.suffix == ".json" else records
-
-
-def with_question_scores(records: Sequence[ScoreRecord], path: Path) -> list[ScoreRecord]:
-    """Records of a results file with the scores of single questions, where they lie beside it.
-
-    Raises:
-        ValueError: when what lies beside it belongs to other results.
-    """
-    if not questions_file(path).exists():
-        return [*records]
-    found = read_question_scores(path, {(record.label, record.m): record.score for record in records})
-    return [replace(record, question_scores=tuple(found.get(record.label, {}).get(record.m, ()))) for record in records]
+    return records
 
 
 def group_curves(records: Iterable[ScoreRecord], exclude: Sequence[str] = ()) -> list[Curve]:
@@ -173,10 +162,54 @@ def _curve(members: list[ScoreRecord], dropped: set[ScoreRecord]) -> Curve:
     return curve
 
 
+def evaluation_records(
+    document: dict[str, Any], path: Path, ignore: Sequence[str] = ()
+) -> tuple[list[ScoreRecord], dict[str, str]]:
+    """Records of `fusedvlm.evaluation`'s results file, with the scores of single questions where they lie beside it.
+
+    Args:
+        document: what the file holds.
+        path: of the file.
+        ignore: as in `read_scores`.
+
+    Returns:
+        The records, and {name of a score: why it is left out}: zero somewhere, or measured at a single m.
+
+    Raises:
+        ValueError: for a row that is none, two scores of one name at one m, or single scores that belong to others.
+    """
+    rows = [(f"row {n}", _evaluation_row(row, f"{path}, row {n}")) for n, row in enumerate(document["scores"], 1)]
+    labels = [_row_label(cells) for _, cells in rows]
+    left_out: dict[str, str] = {}
+    for label in dict.fromkeys(labels):
+        own = [cells for name, (_, cells) in zip(labels, rows, strict=True) if name == label]
+        if any(isinstance(cells["score"], (int, float)) and cells["score"] == 0 for cells in own):
+            left_out[label] = "a score of zero, which no power law fits"
+        elif len({cells["m"] for cells in own}) < 2 and len(set(labels)) > 1:
+            left_out[label] = "measured at one m alone"
+    kept = [row for name, row in zip(labels, rows, strict=True) if name not in left_out]
+    records = [_record(cells, place, path, ignore) for place, cells in kept]
+    _refuse_duplicates(records, path)
+    if not questions_file(path).exists():
+        return records, left_out
+    means = {(label, cells["m"]): cells["score"] for label, (_, cells) in zip(labels, rows, strict=True)}
+    single = read_question_scores(path, means)
+    return [
+        replace(record, question_scores=tuple(single.get(_row_label(cells), {}).get(record.m, ())))
+        for record, (_, cells) in zip(records, kept, strict=True)
+    ], left_out
+
+
+def _row_label(cells: dict[str, Any]) -> str:
+    """As `fusedvlm.evaluation.results.TaskScore.label` of the row."""
+    metric = "" if cells["metric"] == "score" else f" {cells['metric']}"
+    harness = f" [{cells['harness']}]" if cells.get("harness") else ""
+    note = f" ({cells['note']})" if cells.get("note") else ""
+    return f"{cells['benchmark']}{metric}{harness}{note}"
+
+
 def _json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     document = read_json(path, None)
-    if isinstance(document, dict) and isinstance(document.get("scores"), list):
-        return [(f"row {i}", _evaluation_row(row, f"{path}, row {i}")) for i, row in enumerate(document["scores"], 1)]
     if not isinstance(document, list):
         raise ValueError(f"{path}: expected a list of objects or a results file with a list `scores`.")
     for number, row in enumerate(document, 1):

@@ -54,7 +54,6 @@ def evaluation_results(facts: CardFacts) -> list[EvalResult]:
             metric_name="mean score" if row.metric == "score" else _line(row.metric),
             metric_value=row.score,
             metric_args=_metric_args(facts, row),
-            source_name=None if not row.harness else f"fusedvlm evaluate, {_harness(facts, row)}",
         )
         for row in sorted(rows, key=lambda row: row.label)
     ]
@@ -79,6 +78,8 @@ def _metric_args(facts: CardFacts, row: TaskScore) -> dict[str, Any]:
         args["scale"] = row.scale
     if row.error_note:
         args["error"] = row.error_note
+    if row.harness:
+        args["harness"] = _harness(facts, row)
     return args
 
 

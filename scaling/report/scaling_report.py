@@ -7,7 +7,7 @@ from pathlib import Path
 from fusedvlm.charts import figure_uri as _uri
 from fusedvlm.console import progress
 from fusedvlm.files import read_json, write_atomically
-from fusedvlm.question_scores import ENDING, read_question_scores
+from fusedvlm.question_scores import ENDING
 from fusedvlm.scaling.divergence.estimators import DivergenceResult
 from fusedvlm.scaling.laws.compare_curves import ModelScore, cluster_curves, input_effects, read_models
 from fusedvlm.scaling.laws.fit import CurveFit, fit_curve
@@ -15,10 +15,10 @@ from fusedvlm.scaling.score_records import (
     PAPER,
     Curve,
     ScoreRecord,
+    evaluation_records,
     group_curves,
     points_matching,
     read_scores,
-    stated_error,
 )
 from fusedvlm.scaling.tradeoff.fit_tradeoff import GridCell, TradeoffFit, fit_tradeoff, read_grid
 from fusedvlm.templates import load_template
@@ -168,22 +168,10 @@ def _read_file(path: Path, inputs: ReportInputs, scores: dict[str, list[ScoreRec
 
 def _read_evaluation(path: Path, document: dict, inputs: ReportInputs, scores: dict[str, list[ScoreRecord]]) -> None:
     """Scores and latencies of an evaluation; a task that scores zero somewhere has no power law and is left out."""
-    zero = {row["task"] for row in document["scores"] if row["score"] <= 0}
-    for task in sorted(zero):
-        inputs.left_out[f"{path.name}, {task}"] = "a score of zero, which no power law fits"
-    kept = [row for row in document["scores"] if row["task"] not in zero]
-    if kept:
-        single = read_question_scores(
-            path, {(r["task"], r["num_visual_tokens"]): r["score"] for r in document["scores"]}
-        )
-        scores[path.name] = [
-            ScoreRecord(
-                row["task"], "score", row["num_visual_tokens"], row["score"],
-                standard_error=stated_error(row["score"], row, f"{path}, row {number}"),
-                question_scores=tuple(single.get(row["task"], {}).get(row["num_visual_tokens"], ())),
-            )
-            for number, row in enumerate(kept, 1)
-        ]  # fmt: skip
+    records, left_out = evaluation_records(document, path)
+    inputs.left_out.update({f"{path.name}, {label}": reason for label, reason in left_out.items()})
+    if records:
+        scores[path.name] = records
     if document["latencies"]:
         inputs.latencies[path.name] = document["latencies"]
 

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 import fusedvlm
 from fusedvlm.cli import app
-from fusedvlm.evaluation import EvaluationResults
+from fusedvlm.evaluation import EvaluationResults, TaskScore
+from fusedvlm.evaluation.answers.answer_files import read_answers
 from fusedvlm.evaluation.answers.model_sources import find_variants, share_counts
+from fusedvlm.scaling.against_paper import against_paper
 from fusedvlm.tests import fork_server
 from fusedvlm.tests.evaluation.toys import choice_rows, write_benchmarks, write_tsv
 from fusedvlm.tests.pages import Page, blocks_of, names_of
@@ -33,10 +36,11 @@ def family(model, processor, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for part in (model.config, processor):
             patch.setattr(part, "num_followup_visual_tokens", 1)
+        patch.setattr(model.config, "text_model_name_or_path", None)  # a tiny language model is published nowhere
         for m in FAMILY:
             for part in (model.config, processor):
                 patch.setattr(part, "num_visual_tokens", m)
-            model.save_pretrained(folder / f"fusedvlm-m{m}")
+            model.save_pretrained(folder / f"fusedvlm-m{m}", merged=True)
             processor.save_pretrained(folder / f"fusedvlm-m{m}")
     return folder
 
@@ -170,3 +174,80 @@ def page(family, tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(BLOCKS)), ids=names_of(BLOCKS))
 def test_block(page, number):
     page.run(number)
+
+
+# -- the chain: scores to laws, plans, cards and the Hub's metadata ----------------------------------------------------
+
+
+def test_scores_go_beside_the_papers(place):
+    arguments = ["runs/quickstart", "--tasks", "POPE", "--data", "LMUData", "--m", "1,8", "--against", "paper"]
+    document = json.loads(evaluate(*arguments, "--json").stdout)["against_paper"]
+    assert document["fusion_inputs"] == "vision+question+queries"
+    papers = {(cell["metric"], cell["num_visual_tokens"]): cell["paper"] for cell in document["cells"]}
+    assert len(papers) == 8
+    assert (papers["Overall", 1], papers["Overall", 8]) == (58.113, 77.749)
+    assert evaluate(*arguments).stdout.splitlines()[-1].endswith(" of 8 cells differ by more than the error.")
+    for tasks, against, message in (("POPE", "me", "there is only paper"), ("mine.tsv", "paper", "mine is none of")):
+        write_tsv(place / "mine.tsv", choice_rows(2))
+        error = evaluate("runs/quickstart", "--tasks", tasks, "--data", "LMUData", "--against", against, code=2)
+        assert message in str(error)
+
+
+@pytest.mark.parametrize(("error", "is_different"), [(3.0, False), (1.0, True), (None, None)])
+def test_a_difference_counts_beyond_the_error_of_both(error, is_different):
+    (cell,) = against_paper([TaskScore("POPE", 8, 77.749 + 5, 100, error, metric="Overall")])
+    assert cell.is_different is is_different
+    assert cell.difference == pytest.approx(5)
+
+
+def test_scores_feed_laws_reports_cards_and_metadata_without_a_hand_between(place):
+    """Right answers are the model's own, so that some are right at every m."""
+    rows = [
+        {"image": row["image"], "question": row["question"], "answer": "?"}
+        for row in choice_rows(8)
+        if len(row["image"]) > 9
+    ]
+    Path("own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ask = ["runs/quickstart", "--tasks", "own.jsonl:exact_match", "--max-new-tokens", "3"]
+    evaluate(*ask, "--output", "first")
+    (answers,) = Path("first/evaluation").glob("*.gz")
+    said: dict[str, set[str]] = {}
+    for entry in read_answers(answers):
+        said.setdefault(entry["index"], set()).add(entry["answer"] or "?")
+    rows = [{**row, "answer": sorted(said[str(number)]) if number < 5 else "?"} for number, row in enumerate(rows)]
+    Path("own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    evaluate(*ask)
+    results = EvaluationResults.load(Path("runs/quickstart/results.json"))
+    assert [(row.label, row.count) for row in results.scores] == [("own exact_match", 7)] * 3
+    assert len(results.question_scores["own exact_match"][7]) == 7
+
+    run = CliRunner()
+    fitted = run.invoke(app, ["scaling", "fit", "runs/quickstart/results.json", "--json"])
+    assert fitted.exit_code == 0, fitted.exception
+    (fit,) = json.loads(fitted.stdout)["fits"] if "fits" in fitted.stdout else json.loads(fitted.stdout)
+    assert fit["m"] == [1, 7, 12]
+    assert fit["standard_error"] == pytest.approx([row.standard_error for row in results.scores])
+    reported = run.invoke(app, ["scaling", "report", "runs/quickstart", "--output", "report.html"])
+    assert reported.exit_code == 0, reported.exception
+    assert "own" in Path("report.html").read_text()
+    planned = run.invoke(
+        app, ["plan", "--budget", "2 TFLOPs", "--fits", "runs/quickstart/results.json", "--benchmark", "own"]
+    )
+    assert planned.exit_code == 0, planned.exception
+
+    carded = run.invoke(
+        app, ["card", "runs/quickstart/fusedvlm-m7", "--license", "apache-2.0", "--llm-license", "apache-2.0"]
+    )
+    assert carded.exit_code == 0, carded.exception
+    card = ModelCard.load(Path("runs/quickstart/fusedvlm-m7/README.md"))
+    (entry,) = card.data.eval_results
+    assert (entry.dataset_name, entry.metric_name, entry.metric_type) == (
+        "own exact_match",
+        "exact_match",
+        "exact_match",
+    )
+    assert entry.metric_value == results.scores[1].score
+    assert entry.metric_args["harness"] == f"local {fusedvlm.__version__}, preset plain, cap 3"
+    assert entry.metric_args["standard_error"] == results.scores[1].standard_error
+    score, error = results.scores[1].score, results.scores[1].standard_error
+    assert f"{score:.3f} ± {error:.3f}" in card.content
