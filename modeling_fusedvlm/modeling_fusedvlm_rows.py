@@ -101,6 +101,10 @@ def check_total(name: str, values: list[int], expected: int, what: str) -> None:
         raise ValueError(f"{name}={values} adds up to {sum(values)}, but the batch has {expected} {what}.")
 
 
+@torch.compiler.disable(
+    reason="FusedVLM counts images, questions and views of a batch in Python, so a prefill is no single graph. Compile "
+    "its parts, model.model.vision_tower and model.model.language_model, or forward without fullgraph."
+)
 def build_fusion_plan(
     num_views: int,
     default_num_visual_tokens: int,

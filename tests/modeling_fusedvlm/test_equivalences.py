@@ -99,6 +99,21 @@ def test_compiled_generation_with_a_static_cache(model, processor):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_a_prefill_in_one_graph_is_refused_with_what_works(model, processor):
+    """`torch.compile(model.forward, fullgraph=True)`, as guides have it: the counts of a batch are plain Python."""
+    inputs = encode(processor, CONVERSATIONS[:2])
+    expected = model(**inputs).logits
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Compile its parts, model.model.vision_tower and"):
+        torch.compile(copy.deepcopy(model).forward, fullgraph=True, backend="eager")(**inputs)
+    parts = copy.deepcopy(model)
+    for part in (parts.model.vision_tower, parts.model.language_model):
+        part.forward = torch.compile(part.forward, fullgraph=True, backend="eager")
+    torch.testing.assert_close(parts(**inputs).logits, expected)
+    whole = torch.compile(copy.deepcopy(model).forward, backend="eager")
+    torch.testing.assert_close(whole(**inputs).logits, expected)
+
+
 def test_generation_from_embeddings(model, processor):
     inputs = dict(encode(processor, CONVERSATIONS[:2]))
     expected = generate(model, inputs)
