@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart goals test lint types format pytest test-oldest fuzz mutants docs wheel-smoke clean
+.PHONY: help install development quickstart goals test lint types format pytest test-oldest fuzz mutants docs wheel-smoke stranger clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -84,6 +84,9 @@ wheel-smoke:  ## Build the wheel, install it with all it asks for into an empty 
 	build/wheel-smoke/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel-smoke .
 	build/wheel-smoke/venv/bin/python -m pip install --quiet build/wheel-smoke/*.whl
 	cd build/wheel-smoke && venv/bin/python -I ../../tests/wheel_smoke.py
+
+stranger:  ## Follow the README in a fresh clone and a new shell, until the first right answer.
+	$(PYTHON) tests/stranger.py
 
 clean:  ## Remove what was built here, but not runs/.
 	rm -rf $(VENV) $(OLDEST_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -104,7 +104,7 @@ def test_a_prefill_in_one_graph_is_refused_with_what_works(model, processor):
     inputs = encode(processor, CONVERSATIONS[:2])
     expected = model(**inputs).logits
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="Compile its parts, model.model.vision_tower and"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Compile its parts, "):
         torch.compile(copy.deepcopy(model).forward, fullgraph=True, backend="eager")(**inputs)
     parts = copy.deepcopy(model)
     for part in (parts.model.vision_tower, parts.model.language_model):
