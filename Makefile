@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 HUB_FILES := modeling_fusedvlm/configuration_fusedvlm.py $(wildcard modeling_fusedvlm/modeling_fusedvlm*.py) \
 	$(wildcard processing/processing_fusedvlm*.py) $(wildcard processing/image_processing_*fusedvlm*.py)
 PYTEST_ARGS ?=
+# vLLM pins older versions of torch and transformers.
+VLLM_VENV ?= .venv-vllm
 # The oldest versions that pyproject.toml allows of what changes most.
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart goals test lint types format pytest test-oldest fuzz mutants docs wheel-smoke stranger clean
+.PHONY: help install development quickstart goals test lint types format pytest test-oldest env-vllm test-vllm fuzz mutants docs wheel-smoke stranger clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -55,6 +57,14 @@ format: development  ## Fix style and formatting.
 
 pytest: development  ## Run the tests on all cores.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope $(PYTEST_ARGS)
+
+env-vllm:  ## Make an environment for vLLM on CPUs, with this checkout in it, in .venv-vllm (3.5 GB, some minutes).
+	PYTHON=$(PYTHON) bash tests/vllm_tier/make_env.sh $(VLLM_VENV)
+
+test-vllm: development  ## Compare vLLM, with our plugin and behind our fusion service, with generate; after make env-vllm.
+	test -x $(VLLM_VENV)/bin/vllm || $(MAKE) env-vllm
+	$(BIN)/python -m fusedvlm.tests.serving.api_cases build/vllm-case
+	FUSEDVLM_VLLM_CASE=$(abspath build/vllm-case) $(VLLM_VENV)/bin/python -m pytest --import-mode=importlib --timeout 1200 tests/vllm_tier/vllm_answers.py
 
 fuzz: development  ## Try 10,000 damaged cases of every kind of input; what fails goes into tests/fuzz/corpus. CASES=100000 tries more.
 	OMP_NUM_THREADS=1 FUSEDVLM_FUZZ_CASES=$(or $(CASES),10000) $(BIN)/pytest -n 2 --dist loadfile --durations 8 tests/fuzz

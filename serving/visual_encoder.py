@@ -106,6 +106,18 @@ class VisualEncoder:
             for plan, part in zip(plans, segments, strict=True)
         ]
 
+    @torch.inference_mode()
+    def encode_items(self, items: Sequence[tuple[KnownImage, tuple[Question, ...]]]) -> list[torch.Tensor]:
+        """Visual tokens (m, H) of the last question of each (image, questions so far)."""
+        segments = [self._segment(image, history) for image, history in items]
+        with self._lock:
+            found = self._tokens(segments)
+        return [found[segment.key] for segment in segments]
+
+    def _segment(self, image: KnownImage, history: Sequence[Question]) -> _Segment:
+        counted = tuple(history[-1:] if self._alone else history)
+        return _Segment(image, counted, ("tokens", self._name, image.key, counted))
+
     def _segments(self, plan: PromptPlan, images: Sequence[KnownImage]) -> list[_Segment]:
         if len(images) != plan.num_images:
             raise ValueError(f"The prompt shows {plan.num_images} images, but {len(images)} were given.")
@@ -114,9 +126,7 @@ class VisualEncoder:
         for part in plan.segments:
             history = asked.setdefault(part.image, [])
             history.append((part.question_input_ids, part.num_visual_tokens))
-            counted = tuple(history[-1:] if self._alone else history)
-            image = images[part.image]
-            segments.append(_Segment(image, counted, ("tokens", self._name, image.key, counted)))
+            segments.append(self._segment(images[part.image], history))
         return segments
 
     def _prompt(self, plan: PromptPlan, segments: list[_Segment], tokens: list[torch.Tensor]) -> VisualPrompt:
@@ -168,11 +178,9 @@ class VisualEncoder:
         return found
 
     def _see(self, images: list[KnownImage]) -> dict[str, torch.Tensor]:
-        sources = [load_image(image.source) if isinstance(image.source, bytes) else image.source for image in images]
-        data = self.processor.image_processor(sources, return_tensors="pt")
-        counts = [int(number) for number in data["image_num_views"]]
+        pixel_values, counts = self.see(images)
         device = next(self.core.vision_tower.parameters()).device
-        parts = [self.core.get_view_features(part.to(device))[0] for part in data["pixel_values"].split(MOST_VIEWS)]
+        parts = [self.core.get_view_features(part.to(device))[0] for part in pixel_values.split(MOST_VIEWS)]
         self.counts.views += sum(counts)
         self.counts.tower_images += len(images)
         found = {}
@@ -180,6 +188,12 @@ class VisualEncoder:
             found[image.key] = views.clone()  # of its own, so that a picture that leaves the cache leaves memory
             self.cache.put(("views", self._name, image.key), found[image.key], size_of(views))
         return found
+
+    def see(self, images: list[KnownImage]) -> tuple[torch.Tensor, list[int]]:
+        """(V, 3, S, S) of all images, and how many views each has."""
+        sources = [load_image(image.source) if isinstance(image.source, bytes) else image.source for image in images]
+        data = self.processor.image_processor(sources, return_tensors="pt")
+        return data["pixel_values"], [int(number) for number in data["image_num_views"]]
 
     def _reduce(self, work: list[_Segment]) -> list[torch.Tensor]:
         """States of connectors that keep nothing between questions, in one pass."""

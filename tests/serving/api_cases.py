@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,3 +170,7 @@ def write_case(folder: Path) -> None:
         model.save_pretrained(folder / name, merged=merged)
         processor.save_pretrained(folder / name)
     (folder / "answers.json").write_text(json.dumps(answers(folder / "ref")))
+
+
+if __name__ == "__main__":
+    write_case(Path(sys.argv[1]))

@@ -142,6 +142,7 @@ def start(arguments, log):
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_the_command_serves_and_stops_when_its_answers_are_out(folder, tmp_path, llm):
     """With a conversation of two turns, and a signal in the middle of a stream, which still ends."""
     with (tmp_path / "log").open("w") as log:
