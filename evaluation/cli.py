@@ -16,6 +16,7 @@ build_tasks = late_function("fusedvlm.evaluation.task_options", "build_tasks")
 run_evaluation = late_function("fusedvlm.evaluation.run_evaluation", "run_evaluation")
 fusion_inputs = late_function("fusedvlm.evaluation.run_evaluation", "fusion_inputs")
 parse_counts = late_function("fusedvlm.evaluation.task_options", "parse_counts")
+make_endpoint = late_function("fusedvlm.data.generate.llm_client", "Endpoint")
 split_list = late_function("fusedvlm.evaluation.task_options", "split_list")
 score_lines = late_function("fusedvlm.evaluation.run_evaluation", "score_lines")
 # Of a higher layer, which reads what is measured here.
@@ -37,7 +38,10 @@ def evaluate(
     counts: Annotated[
         str | None,
         typer.Option(
-            "--m", help="Numbers of visual tokens between commas, such as 1,8,64; the variants' own by default."
+            "--m",
+            "-m",
+            "--num-visual-tokens",
+            help="Numbers of visual tokens between commas, such as 1,8,64; the variants' own by default.",
         ),
     ] = None,
     data: Annotated[
@@ -65,6 +69,12 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best there is by default.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; the checkpoint's own by default.")] = "auto",
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="Ask a server instead, up to and with /v1; MODEL is the name that it knows the model by."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at a time.")] = 8,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
     against: Annotated[
         str | None, typer.Option(help="paper: set the scores beside the paper's, and say where they differ.")
     ] = None,
@@ -80,13 +90,16 @@ def evaluate(
     Examples:
       fusedvlm evaluate runs/quickstart --tasks POPE,TextVQA_VAL --data LMUData --m 1,8,32
       fusedvlm evaluate YOU/fusedvlm-m64 --tasks mine.jsonl:exact_match --json
-      torchrun --nproc-per-node 8 -m fusedvlm.cli evaluate runs/mine --tasks SEEDBench2 --m 1,8,64,256
+      fusedvlm evaluate fusedvlm-m64 --base-url http://localhost:8000/v1 --tasks POPE --m 1,8,64
+      torchrun --nproc-per-node 8 -m fusedvlm.cli evaluate runs/mine --tasks SEEDBench2 --num-visual-tokens 1,8,64
     """
     wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
     folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
     built = build_tasks(names, folder, preset, bare_question, limit, max_new_tokens)
     require_cells(against, [task.name for task in built])
-    options: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
+    options: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "concurrency": concurrency}
+    if base_url is not None:
+        options["endpoint"] = make_endpoint(base_url, model, api_key_env)
     command = shlex.join(["fusedvlm", *sys.argv[1:]])
     done = run_evaluation(model, built, wanted, output, command, view_cache, batch_size, **options)
     if done is None:

@@ -8,12 +8,15 @@ from filelock import FileLock
 from transformers.utils import cached_file
 
 from fusedvlm.console import say
+from fusedvlm.data.generate.llm_client import Endpoint
 from fusedvlm.files import read_json
 from fusedvlm.serving.chat import VisualChat
 
+from .answers.answer_run import asked_of
 from .answers.evaluate_tasks import ANSWERS, Asking, Evaluation, evaluate_tasks, say_unread
 from .answers.model_sources import find_variants, share_counts
 from .answers.processes import own_share
+from .answers.server_answers import ServerAnswers
 from .answers.variant_answers import VariantAnswers
 from .results import EvaluationResults, TaskScore, plain_results
 from .tasks.task_kinds import FileTask
@@ -32,6 +35,8 @@ def run_evaluation(
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    endpoint: Endpoint | None = None,
+    concurrency: int = 8,
 ) -> tuple[dict[str, Any], list[TaskScore], Path] | None:
     """Evaluate, and join the scores with those that the results file has already.
 
@@ -43,6 +48,7 @@ def run_evaluation(
         command: that is running, for the record.
         view_cache, batch_size: see `VariantAnswers`.
         revision, device, dtype: see `VisualChat`.
+        endpoint, concurrency: a server that answers in place of weights, and requests at a time.
 
     Returns:
         The new results as plain data, their scores, and the file; None for a process that leaves that to another.
@@ -51,14 +57,16 @@ def run_evaluation(
         ValueError: for wrong use and damaged data.
         RuntimeError: when answers are missing.
     """
-    parts = share_counts(find_variants(model, revision), counts)
     share, wait, own_device = own_share(device)
-    asking = []
-    for variant, wanted in parts:
-        chat = VisualChat(variant.source, revision=revision, device=own_device, dtype=dtype)
-        answerer = VariantAnswers(chat, view_cache, batch_size)
-        answerer.check_counts(wanted)
-        asking.append(Asking(answerer, variant.source, variant.commit, tuple(wanted)))
+    if endpoint is not None:
+        asking = [ask_server(endpoint, tasks, counts, concurrency)]
+    else:
+        asking = []
+        for variant, wanted in share_counts(find_variants(model, revision), counts):
+            chat = VisualChat(variant.source, revision=revision, device=own_device, dtype=dtype)
+            answerer = VariantAnswers(chat, view_cache, batch_size)
+            answerer.check_counts(wanted)
+            asking.append(Asking(answerer, variant.source, variant.commit, tuple(wanted)))
     folder = output_folder(model, output)
     evaluation = evaluate_tasks(tasks, asking, folder, command, share, wait)
     if evaluation is None:
@@ -66,6 +74,20 @@ def run_evaluation(
     say_unread(evaluation)
     path = write_results(folder, evaluation)
     return plain_results(evaluation.results), evaluation.results.scores, path
+
+
+def ask_server(endpoint: Endpoint, tasks: Sequence[FileTask], counts: Sequence[int] | None, concurrency: int) -> Asking:
+    """A server as the one who answers.
+
+    Raises:
+        ValueError: without m, or when the server does not heed it.
+    """
+    if not counts:
+        raise ValueError("--base-url needs --m: the numbers of visual tokens that the server is asked at.")
+    server = ServerAnswers(endpoint, concurrency)
+    server.require_dial(asked_of(tasks[0], tasks[0].records()[0]), counts)
+    # Which weights a server has is its own matter: with other ones under the same name, choose another output.
+    return Asking(server, endpoint.model, "", tuple(counts), endpoint.base_url)
 
 
 def fusion_inputs(model: str) -> str:

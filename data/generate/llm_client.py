@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -115,6 +115,8 @@ class Endpoint:
         tries: per request; the pause doubles from `pause` seconds. What the server asks for in Retry-After is waited by
             all requests and is no try, up to 15 minutes per request.
         rate: limits of requests and tokens per minute.
+        extra: further fields of every request.
+        keeps_cut: whether a reply that was cut at `max_tokens` is an answer.
 
     Raises:
         ValueError: for an address that is not http(s); on call when the key, the model or the address is wrong.
@@ -132,6 +134,8 @@ class Endpoint:
     tries: int = 6
     pause: float = 1.0
     rate: RateLimit = field(default_factory=RateLimit, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    keeps_cut: bool = False
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -141,6 +145,10 @@ class Endpoint:
 
     def __call__(self, messages: Messages) -> str:
         """Text of the answer to a conversation in OpenAI's format."""
+        return text_of_answer(self.reply(messages), self.keeps_cut)
+
+    def reply(self, messages: Messages) -> dict[str, Any]:
+        """The server's whole reply, which holds an answer. Raises as a call."""
         failed, asked_for = 0, 0.0
         while True:
             self.rate.take()
@@ -174,9 +182,10 @@ class Endpoint:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
+            **self.extra,
         }
 
-    def _ask_once(self, messages: Messages) -> str:
+    def _ask_once(self, messages: Messages) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "User-Agent": "fusedvlm"}
         if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
@@ -186,7 +195,8 @@ class Endpoint:
             content = response.read()
         answer = parse_answer(content)
         self.rate.spend(tokens_of(answer))
-        return text_of_answer(answer)
+        text_of_answer(answer, self.keeps_cut)
+        return answer
 
     def _raise_lasting(self, code: int, body: str, reason: str) -> None:
         """Raise for what another try would not change."""
@@ -246,8 +256,8 @@ def tokens_of(answer: dict[str, Any]) -> int:
     return total if isinstance(total, int) else 0
 
 
-def text_of_answer(answer: dict[str, Any]) -> str:
-    """Text of a reply of `/chat/completions`.
+def text_of_answer(answer: dict[str, Any], keeps_cut: bool = False) -> str:
+    """Text of a reply of `/chat/completions`; with `keeps_cut` also of one that was cut at its token limit.
 
     Raises:
         Declined: when it was refused by the model or a filter, or cut at its token limit.
@@ -264,7 +274,7 @@ def text_of_answer(answer: dict[str, Any]) -> str:
         ) from None
     if finish in CONTENT_STOPS or message.get("refusal"):
         raise Declined("refused", writable(str(message.get("refusal") or finish))[:300])
-    if finish == "length":
+    if finish == "length" and not keeps_cut:
         raise Declined("cut", f"the reply was cut at its token limit after {len(text or '')} characters")
     if not isinstance(text, str):
         raise ValueError(f"the answer's content is {type(text).__name__}, not text")

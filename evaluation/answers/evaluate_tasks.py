@@ -30,12 +30,19 @@ class Asking:
         answerer: answers.
         model, commit: name and commit of the model, for records and keys.
         counts: numbers of visual tokens.
+        address: of a server; part of the keys, and of no record.
     """
 
     answerer: Answerer
     model: str
     commit: str
     counts: tuple[int, ...]
+    address: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Of the model, in every key of the journal."""
+        return self.commit or f"{self.model} at {self.address}"
 
 
 @dataclass
@@ -52,7 +59,7 @@ def collect(task: Task, part: Asking, folder: Path) -> dict[int, list[Judged]]:
     Raises:
         RuntimeError: when answers are missing, saying how many.
     """
-    run = AnswerRun(task, part.commit, part.counts, folder)
+    run = AnswerRun(task, part.identity, part.counts, folder)
     known = run.answers(part.answerer.settings, part.counts)
     missing = sum(m not in known[record.index] for record in task.records() for m in part.counts)
     if missing:
@@ -164,7 +171,7 @@ def evaluate_tasks(
         task.records()  # what is damaged is found before the first question is asked
     for task in tasks:
         for part in asking:
-            AnswerRun(task, part.commit, part.counts, folder, share).ask(part.answerer)
+            AnswerRun(task, part.identity, part.counts, folder, share).ask(part.answerer)
     wait()
     if share.rank != 0:
         return None
@@ -183,7 +190,7 @@ def score_tasks(tasks: Sequence[Task], asking: Sequence[Asking], folder: Path, e
         for part in asking:
             own = {m: judged[m] for m in part.counts}
             # Named by what decides the answers: other settings, or other m, leave this file and its scores alone.
-            about = [part.commit, sorted(part.counts), dict(task.facts()), dict(part.answerer.settings)]
+            about = [part.identity, sorted(part.counts), dict(task.facts()), dict(part.answerer.settings)]
             source = f"{task.name}.{hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:8]}"
             path = folder / f"{source}.answers.jsonl.gz"
             write_answers(path, own)
