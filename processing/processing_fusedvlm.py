@@ -73,6 +73,8 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
         trained_num_visual_tokens_is_range: whether every count from the smallest to the largest of these was.
         num_visual_tokens_policy: what happens to a count that was not trained: "as_asked" serves it and warns once,
             "round_down" takes the next smaller one that was.
+        auto_num_visual_tokens: what chooses m where it is "auto", as `fusedvlm scaling calibrate` writes it; None where
+            nobody calibrated the variant.
         connector: what the model's connector can give (`FusedVLMConnector.facts`); None for the fused one.
         chat_template: Jinja template that renders marked text.
     """
@@ -95,6 +97,7 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
         trained_num_visual_tokens: list[int] | None = None,
         trained_num_visual_tokens_is_range: bool | None = None,
         num_visual_tokens_policy: str = "as_asked",
+        auto_num_visual_tokens: dict | None = None,
         connector: dict | None = None,
         chat_template: str | dict[str, str] | None = None,
         **kwargs: Any,
@@ -112,6 +115,7 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
         self.trained_num_visual_tokens = trained_num_visual_tokens
         self.trained_num_visual_tokens_is_range = trained_num_visual_tokens_is_range
         self.num_visual_tokens_policy = check_policy(num_visual_tokens_policy)
+        self.auto_num_visual_tokens = auto_num_visual_tokens
         self._has_warned = False
         if num_followup_visual_tokens is None:
             num_followup_visual_tokens = self.counts.default_followup(num_visual_tokens, 8)
@@ -178,7 +182,7 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
         images: ImageInput | None = None,
         text: TextInput | list[TextInput] | None = None,
         questions: str | list[str] | list[list[str]] | None = None,
-        num_visual_tokens: int | list[int] | None = None,
+        num_visual_tokens: int | str | list[int | str] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
         num_visual_tokens_policy: str | None = None,
@@ -192,7 +196,7 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
             text: one prompt or several, as rendered by the chat template or plain with `<image>` markers.
             questions: what the fusion module reads, overriding what is found in the text: one string, or per prompt a
                 string or a list with one question per turn.
-            num_visual_tokens: m, for all prompts or per prompt.
+            num_visual_tokens: m, for all prompts or per prompt; "auto" chooses it from a prompt's first question.
             num_followup_visual_tokens: m', for all prompts or per prompt.
             return_assistant_tokens_mask: also return `assistant_masks` (B, L), 1 on answers and what ends them.
             num_visual_tokens_policy: "as_asked" or "round_down", for this call.
@@ -211,7 +215,8 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
             return self.image_processor(self.image_processor.fetch_images(images), **merged["images_kwargs"])
         prompts = self._parse(text, questions)
         images = self._flatten_images(images, prompts)
-        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens, num_visual_tokens_policy)
+        asked = self._chosen(prompts, num_visual_tokens)
+        counts = self._counts(len(prompts), asked, num_followup_visual_tokens, num_visual_tokens_policy)
         encoded: Any = {}
         views = None
         if images:
@@ -224,7 +229,7 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
         self,
         text: TextInput | list[TextInput],
         questions: str | list[str] | list[list[str]] | None = None,
-        num_visual_tokens: int | list[int] | None = None,
+        num_visual_tokens: int | str | list[int | str] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
         return_assistant_tokens_mask: bool | None = None,
         image_num_views: list[int] | None = None,
@@ -238,7 +243,8 @@ class FusedVLMProcessor(ProcessorMixin, VisualTokenDial, PromptPlanning):  # tra
         """
         merged = self._merged(kwargs)
         prompts = self._parse(text, questions)
-        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens, num_visual_tokens_policy)
+        asked = self._chosen(prompts, num_visual_tokens)
+        counts = self._counts(len(prompts), asked, num_followup_visual_tokens, num_visual_tokens_policy)
         views = None if image_num_views is None else [int(number) for number in image_num_views]
         data = self._encode(prompts, counts, views, return_assistant_tokens_mask, merged)
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from .processing_fusedvlm_auto import AUTO, QuestionCalibration
 from .processing_fusedvlm_prompt import Prompt
 
 logger = logging.get_logger(__name__)
@@ -165,6 +166,7 @@ class VisualTokenDial:
     trained_num_visual_tokens: list[int] | None
     trained_num_visual_tokens_is_range: bool | None
     num_visual_tokens_policy: str
+    auto_num_visual_tokens: dict[str, Any] | None
     _has_warned: bool  # of a count that was not trained
 
     @property
@@ -199,9 +201,39 @@ class VisualTokenDial:
             counts.append((first, followup))
         return counts
 
-    def served_num_visual_tokens(self, num_visual_tokens: int | None = None) -> int:
-        """The m that a call with this m gets, by `num_visual_tokens_policy`; the default m when none is given."""
-        m = self.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+    def choose_num_visual_tokens(self, question: str) -> int:
+        """The m that "auto" means for a question.
+
+        Raises:
+            ValueError: when nobody calibrated the variant, or its calibration is damaged.
+        """
+        if self.auto_num_visual_tokens is None:
+            raise ValueError(
+                "num_visual_tokens='auto' needs a calibration, and this variant has none: run `fusedvlm scaling "
+                "calibrate`, or name m."
+            )
+        return QuestionCalibration(self.auto_num_visual_tokens).choose(question)
+
+    def _chosen(self, prompts: list[Prompt], asked: Any) -> Any:
+        """What is asked for, with a number in place of each "auto": by the first question about a prompt's images."""
+        each = list(asked) if isinstance(asked, (list, tuple)) else [asked] * len(prompts)
+        if not any(isinstance(one, str) and one == AUTO for one in each) or len(each) != len(prompts):
+            return asked
+        questions = [next((turn.question for turn in prompt.turns if turn.num_new_images), "") for prompt in prompts]
+        return [
+            self.choose_num_visual_tokens(question) if isinstance(one, str) and one == AUTO else one
+            for one, question in zip(each, questions, strict=True)
+        ]
+
+    def served_num_visual_tokens(self, num_visual_tokens: int | str | None = None, question: str = "") -> int:
+        """The m that a call with this m gets, by `num_visual_tokens_policy`; the default m when none is given.
+
+        Args:
+            num_visual_tokens: m, or "auto".
+            question: which "auto" chooses m for.
+        """
+        m: Any = self.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+        m = self.choose_num_visual_tokens(question) if isinstance(m, str) and m == AUTO else m
         return self._serve(self.counts, m, "num_visual_tokens", self.num_visual_tokens_policy)
 
     def _serve(self, rules: VisualTokenCounts, value: int, name: str, policy: str, also: int | None = None) -> int:
@@ -221,4 +253,4 @@ class VisualTokenDial:
             if len(value) != batch_size:
                 raise ValueError(f"{name} has {len(value)} entries for {batch_size} prompts.")
             value = value[sample]
-        return whole_number(value, name)
+        return getattr(self, name) if value is None else whole_number(value, name)

@@ -65,6 +65,7 @@ class PromptPlanning:
     image_token_id: int
     counts: Any
     _parse: Any
+    _chosen: Any
     _counts: Any
     _merged: Any
     _encode_text: Any
@@ -75,7 +76,7 @@ class PromptPlanning:
         self,
         text: str | list[str],
         questions: str | list[str] | list[list[str]] | None = None,
-        num_visual_tokens: int | list[int] | None = None,
+        num_visual_tokens: int | str | list[int | str] | None = None,
         num_followup_visual_tokens: int | list[int] | None = None,
         image_num_views: list[int] | None = None,
         num_visual_tokens_policy: str | None = None,
@@ -91,7 +92,8 @@ class PromptPlanning:
             (plan,) = processor.plan_prompts(text, num_visual_tokens=4)
         """
         prompts = self._parse(text, questions)
-        counts = self._counts(len(prompts), num_visual_tokens, num_followup_visual_tokens, num_visual_tokens_policy)
+        asked = self._chosen(prompts, num_visual_tokens)
+        counts = self._counts(len(prompts), asked, num_followup_visual_tokens, num_visual_tokens_policy)
         views = image_num_views
         if views is None and self.counts.per_view:
             views = [1] * sum(prompt.num_images for prompt in prompts)

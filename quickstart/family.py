@@ -13,8 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusedvlm.console import progress
 from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarize
-from fusedvlm.files import write_json
+from fusedvlm.files import write_atomically, write_json
 from fusedvlm.scaling import PowerLawFit
+from fusedvlm.scaling.tradeoff.calibrate import FAMILY_FILE, asked_lines
 
 from . import world
 from .settings import Settings
@@ -130,6 +131,16 @@ def evaluate(
                 results.scores.append(summarize(task, m, scores))
                 results.question_scores.setdefault(task, {})[m] = scores
     return results
+
+
+def save_question_scores(folder: Path, questions: Questions, results: EvaluationResults) -> None:
+    """What every question scored at each m, for `fusedvlm scaling calibrate`."""
+    rows = [
+        {"task": task, "question": question.text, "scores": {m: by_m[number] for m, by_m in kept.items()}}
+        for task, kept in results.question_scores.items()
+        for number, (_, question) in enumerate(questions[task])
+    ]
+    write_atomically(folder / FAMILY_FILE, asked_lines(rows))
 
 
 def evaluate_second_turns(

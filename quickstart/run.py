@@ -13,7 +13,15 @@ from typing import Any
 from fusedvlm.scaling import fit_power_law
 
 from .compare import compare_recipes
-from .family import Family, evaluate, evaluate_second_turns, load_and_ask, save_family, save_record
+from .family import (
+    Family,
+    evaluate,
+    evaluate_second_turns,
+    load_and_ask,
+    save_family,
+    save_question_scores,
+    save_record,
+)
 from .phases import Material, train_generation
 from .preparation import prepare, start_stage_2
 from .settings import Settings
@@ -42,6 +50,7 @@ def run(settings: Settings, output: Path, command: str, with_comparison: bool = 
     stages["seconds_until_trained"] = round(clock.elapsed(), 1)
     asked, features = prepared.questions, prepared.held_out_features
     results = evaluate(model, processor, settings, asked, features, command, swapped=False)
+    save_question_scores(output, asked, results)
     swapped = evaluate(model, processor, settings, asked, features, command, swapped=True)
     family = Family(output, results, swapped, None, stages=stages)
     if settings.between:

@@ -8,6 +8,7 @@ import typer
 
 from fusedvlm import scaling as lab
 from fusedvlm.console import emit_json, progress, say, show
+from fusedvlm.files import write_json
 from fusedvlm.model_source import require_source
 from fusedvlm.scaling import report as tables
 
@@ -166,6 +167,53 @@ def optimal(
         emit_json(record)
     else:
         show(tables.tradeoff_text(fitted, best, choices))
+
+
+@app.command()
+def calibrate(
+    results: Annotated[
+        Path, typer.Argument(help="JSON lines of questions and their scores, or a quickstart's family.", metavar="FILE")
+    ],
+    variant: Annotated[
+        list[Path] | None, typer.Option("--variant", help="Put it into this variant's processor. Repeatable.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the calibration here.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Expected loss at which a smaller m is chosen.")] = 0.01,
+    held_out: Annotated[float, typer.Option(min=0.1, max=0.9, help="Share of the questions to measure on.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Write it even where it is not worth it.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Fit num_visual_tokens="auto": m chosen from the question alone, before any image is read.
+
+    Each line of the file is {"question": text, "scores": {"1": 0.0, "8": 1.0}}: one question with its score at every m
+    of yours. The words of one half of them say what to expect at each m; on the other half the command measures how
+    many visual tokens that saves, and what it loses against the largest m. It is written only where it saves 30 % or
+    more and loses no more than a point; otherwise the numbers are printed and the exit code is 1.
+
+    \b
+    Examples:
+      fusedvlm scaling calibrate runs/quickstart --variant runs/quickstart/fusedvlm-m32
+      fusedvlm scaling calibrate asked.jsonl --output calibration.json
+    """
+    if not results.exists():
+        raise ValueError(f"{results}: no such file or folder; give JSON lines of questions and their scores at each m.")
+    from fusedvlm.scaling.tradeoff import calibrate as auto
+
+    record, saving = auto.calibrate(auto.read_asked_questions(results), tolerance, held_out, seed)
+    is_written = saving.is_worth_it or force
+    if is_written:
+        for folder in variant or ():
+            auto.install(record, folder)
+        if output is not None:
+            write_json(output, record)
+    if json_output:
+        emit_json({"kind": "calibration", "is_worth_it": saving.is_worth_it, "is_written": is_written, **record})
+    else:
+        show(auto.saving_text(saving))
+    if not is_written:
+        say(f"Not worth it, so nothing was written: it should save {auto.SAVES:.0%} and lose at most {auto.LOSES:g}.")
+        raise typer.Exit(1)
 
 
 @app.command()

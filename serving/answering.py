@@ -45,7 +45,7 @@ class Answerer:
     def prompts(
         self,
         conversations: list[list[dict]],
-        num_visual_tokens: int | Sequence[int] | None = None,
+        num_visual_tokens: int | str | Sequence[int | str] | None = None,
         num_followup_visual_tokens: int | Sequence[int] | None = None,
     ) -> list[VisualPrompt]:
         """Conversations to prompts with their visual tokens.
@@ -102,7 +102,7 @@ class Answerer:
 def read_conversations(
     processor: Any,
     conversations: list[list[dict]],
-    num_visual_tokens: int | Sequence[int] | None = None,
+    num_visual_tokens: int | str | Sequence[int | str] | None = None,
     num_followup_visual_tokens: int | Sequence[int] | None = None,
 ) -> tuple[list, list[list[KnownImage]]]:
     """Plans of conversations and their pictures, as `VisualEncoder.encode` takes them."""
@@ -119,7 +119,7 @@ def read_conversations(
     return plans, images
 
 
-def _as_given(counts: int | Sequence[int] | None) -> Any:
+def _as_given(counts: int | str | Sequence[int | str] | None) -> Any:
     return list(counts) if isinstance(counts, (list, tuple)) else counts
 
 

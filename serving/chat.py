@@ -118,17 +118,25 @@ class VisualChat:
             raise ValueError("The code in this variant's folder cannot round m down; ask for an m that was trained.")
         self.processor.num_visual_tokens_policy = "round_down"
 
-    def served(self, num_visual_tokens: int | None = None) -> int:
-        """The m that a question gets: the one asked for, or a smaller one where the processor rounds down."""
+    def served(self, num_visual_tokens: int | str | None = None, question: str = "") -> int:
+        """The m that a question gets: the one asked for, or a smaller one where the processor rounds down.
+
+        Raises:
+            ValueError: for "auto" without a calibration, or with older code in the variant's folder.
+        """
+        if num_visual_tokens == "auto":
+            if not hasattr(self.processor, "choose_num_visual_tokens"):
+                raise ValueError("The code in this variant's folder knows no num_visual_tokens='auto'; name m.")
+            return self.processor.served_num_visual_tokens(num_visual_tokens, question)
         if hasattr(self.processor, "served_num_visual_tokens"):
             return self.processor.served_num_visual_tokens(num_visual_tokens)
-        return num_visual_tokens or self.model.config.num_visual_tokens
+        return int(num_visual_tokens or self.model.config.num_visual_tokens)
 
     def ask(
         self,
         images: Any,
         question: str,
-        num_visual_tokens: int | None = None,
+        num_visual_tokens: int | str | None = None,
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> str:
@@ -137,7 +145,8 @@ class VisualChat:
         Args:
             images: one image (path, URL, PIL image, array) or a list of them.
             question: what is asked.
-            num_visual_tokens: m; the variant's own by default.
+            num_visual_tokens: m; "auto" chooses it from the question, where the variant is calibrated; the variant's
+                own by default.
             max_new_tokens: longest answer, in tokens.
             generate_kwargs: as in `generate`.
         """
@@ -147,7 +156,7 @@ class VisualChat:
         self,
         images: Sequence[Any],
         questions: Sequence[str],
-        num_visual_tokens: int | Sequence[int] | None = None,
+        num_visual_tokens: int | str | Sequence[int | str] | None = None,
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> list[str]:
@@ -170,7 +179,7 @@ class VisualChat:
     def reply_batch(
         self,
         conversations: list[list[dict]],
-        num_visual_tokens: int | Sequence[int] | None = None,
+        num_visual_tokens: int | str | Sequence[int | str] | None = None,
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> list[str]:
@@ -187,7 +196,7 @@ class VisualChat:
     def stream(
         self,
         conversation: list[dict],
-        num_visual_tokens: int | None = None,
+        num_visual_tokens: int | str | None = None,
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> Iterator[str]:
@@ -229,7 +238,7 @@ class VisualChat:
             raise errors[0]
 
     def prepare(
-        self, conversations: list[list[dict]], num_visual_tokens: int | Sequence[int] | None = None
+        self, conversations: list[list[dict]], num_visual_tokens: int | str | Sequence[int | str] | None = None
     ) -> BatchFeature:
         """Conversations to model inputs on the model's device."""
         kwargs: dict[str, Any] = {"padding": True, "padding_side": "left"}

@@ -23,8 +23,13 @@ def describe(
         ),
     ] = None,
     num_visual_tokens: Annotated[
-        int | None,
-        typer.Option("--num-visual-tokens", "-m", help="m, visual tokens per image; the variant's own by default."),
+        str | None,
+        typer.Option(
+            "--num-visual-tokens",
+            "-m",
+            help="m, visual tokens per image, or auto: chosen from the first question, where the variant is calibrated "
+            "(fusedvlm scaling calibrate); the variant's own by default.",
+        ),
     ] = None,
     round_down: Annotated[
         bool, typer.Option("--round-down", help="Where m was not trained, take the next smaller one that was.")
@@ -47,6 +52,7 @@ def describe(
     empty = [number for number, text in enumerate(questions) if not text.strip()]
     if empty:
         raise ValueError(f"Question {empty[0]} is empty; ask something about the image.")
+    asked = read_count(num_visual_tokens)
     require_source("--model", model, "config.json")
     from fusedvlm.processing.image_processing_fusedvlm_loading import load_image
 
@@ -54,15 +60,15 @@ def describe(
     from .chat import VisualChat
 
     chat = VisualChat(model, revision=revision, device=device)
-    chat.model.config.check_num_visual_tokens(
-        chat.model.config.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
-    )
+    own = chat.model.config.num_visual_tokens
+    first = chat.served(asked, questions[0]) if isinstance(asked, str) else asked
+    chat.model.config.check_num_visual_tokens(own if first is None else first)
     if round_down:
         chat.round_down()
     groups = [(images, loaded)] if together else [([name], [image]) for name, image in zip(images, loaded, strict=True)]
     records = []
     for names, shown in progress(groups, description="answering", disable=len(groups) == 1):
-        records += _converse(chat, names, shown, questions, num_visual_tokens, max_new_tokens)
+        records += _converse(chat, names, shown, questions, asked, max_new_tokens)
     if json_output:
         emit_json({"model": model, "answers": records})
         return
@@ -70,8 +76,22 @@ def describe(
         show(f"{' + '.join(record['images'])}\n  Q: {record['question']}\n  A: {record['answer']}")
 
 
+def read_count(text: str | None) -> int | str | None:
+    """m as it is typed: a number, "auto", or nothing.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"-m {text!r}: write a whole number of visual tokens, or auto.") from None
+
+
 def _converse(
-    chat: Any, names: list[str], images: list, questions: list[str], m: int | None, max_new_tokens: int
+    chat: Any, names: list[str], images: list, questions: list[str], m: int | str | None, max_new_tokens: int
 ) -> list[dict]:
     """Ask all questions in one conversation."""
     from .chat import user_message
@@ -87,7 +107,7 @@ def _converse(
                 "images": list(names),
                 "question": text,
                 "answer": answer,
-                "num_visual_tokens": chat.served(m),
+                "num_visual_tokens": chat.served(m, questions[0]),
                 "seconds": round(time.perf_counter() - started, 4),
             }
         )
