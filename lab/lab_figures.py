@@ -25,10 +25,12 @@ SIZE = (4.6, 3.9)
 
 def error_figures(summary: LabSummary) -> list[tuple[str, str]]:
     """(title, SVG) per kind and family: error against m for every LLM, with the fitted law."""
-    cells = [cell for panel in summary.panels for cell in panel.cells]
-    sizes = sorted({cell.llm_parameters for cell in cells})
-    limits = (0.6 * min(1 - c.score for c in cells), 1.25 * max(1 - c.score for c in cells))
-    return [(panel.title, _error_figure(panel, sizes, limits)) for panel in summary.panels]
+    sizes = sorted({cell.llm_parameters for panel in summary.panels for cell in panel.cells})
+    errors: dict[str, list[float]] = {}  # families of a kind stand on one scale
+    for panel in summary.panels:
+        errors.setdefault(panel.kind, []).extend(1 - cell.score for cell in panel.cells)
+    limits = {kind: (0.6 * min(found), 1.25 * max(found)) for kind, found in errors.items()}
+    return [(panel.title, _error_figure(panel, sizes, limits[panel.kind])) for panel in summary.panels]
 
 
 def _error_figure(panel: Panel, sizes: Sequence[int], limits: tuple[float, float]) -> str:
@@ -53,7 +55,7 @@ def _error_figure(panel: Panel, sizes: Sequence[int], limits: tuple[float, float
                 markersize=5,
                 ls="none",
                 elinewidth=0.9,
-                label=f"LLM of {size_text(size)}",
+                label=f"LLM: {size_text(size)} parameters",
                 **look,
             )
         axes.set_yscale("log")
@@ -107,25 +109,45 @@ def divergence_figures(summary: LabSummary) -> list[tuple[str, str]]:
     sizes = sorted({size for size, *_ in summary.divergences.values()})
     found = []
     for size in sizes:
-        mine = [(reads, kind, result) for s, reads, kind, result in summary.divergences.values() if s == size]
+        mine = _lines([(reads, kind, result) for s, reads, kind, result in summary.divergences.values() if s == size])
         with matplotlib.rc_context({**STYLES, "svg.hashsalt": str(size)}):
-            found.append((f"Divergence, LLM of {size_text(size)}", _divergence_figure(mine)))
+            found.append((f"Divergence, LLM of {size_text(size)} parameters", _divergence_figure(mine)))
     return found
 
 
-def _divergence_figure(lines: Sequence[tuple[bool, str, DivergenceResult]]) -> str:
+def _lines(results: Sequence[tuple[bool, str, DivergenceResult]]) -> list[tuple[str, DivergenceResult]]:
+    """(label, result), with the question first; without it every kind of question has the same, which is drawn once."""
+    lines: list[tuple[str, DivergenceResult]] = []
+    for reads, kind, result in sorted(results, key=lambda one: not one[0]):
+        same = [n for n, (_, other) in enumerate(lines) if not reads and other.mean_distance == result.mean_distance]
+        if same:
+            lines[same[0]] = (f"any, {FAMILY_TITLES[reads]}", result)
+        else:
+            lines.append((f"{kind}, {FAMILY_TITLES[reads]}", result))
+    return lines
+
+
+def _divergence_figure(lines: Sequence[tuple[str, DivergenceResult]]) -> str:
     figure, axes = _blank()
     longest, first = 1, 1.0
-    for index, (reads, kind, result) in enumerate(lines):
+    for index, (label, result) in enumerate(lines):
         n = np.arange(1, len(result.mean_distance) + 1)
         longest, first = max(longest, len(n)), result.mean_distance[0] if index == 0 else first
-        label = f"{kind}, {FAMILY_TITLES[reads]}"
         color, line = HUES[index % len(HUES)], LINES[index % len(LINES)]
         axes.plot(n, result.mean_distance, color=color, ls=line, lw=1.6, label=label)
     n = np.geomspace(1, longest, 2)
     for power, name in ((0.5, r"$\sqrt{n}$"), (1.0, "$n$")):
         axes.plot(n, first * n**power, color=INK, ls=":", lw=0.8)
-        axes.annotate(name, (n[-1], first * n[-1] ** power), color=INK, fontsize=9, va="center")
+        axes.annotate(
+            name,
+            (n[-1], first * n[-1] ** power),
+            color=INK,
+            fontsize=9,
+            va="center",
+            ha="left",
+            xytext=(3, 0),
+            textcoords="offset points",
+        )
     axes.set_yscale("log")
     axes.minorticks_off()
     low, high = axes.get_ylim()

@@ -266,12 +266,52 @@ def _training_facts(record: Mapping) -> dict:
 
 def claim_verdicts(panels: Sequence[Panel], best: Sequence[Best]) -> list[str]:
     """Sentences with the numbers behind them; for a grid without these two kinds, what holds for each of its own."""
-    lines = []
+    lines = claim_headlines(panels, best)
     for panel in panels:
         lines.append(_tokens_line(panel, [b for b in best if b.scope == "llm" and _same(b, panel)]))
         if (llm := _llm_line(panel)) is not None:
             lines.append(llm)
     return lines
+
+
+def claim_headlines(panels: Sequence[Panel], best: Sequence[Best]) -> list[str]:
+    """The claim in a line per family that has both kinds of question."""
+    lines = []
+    for reads in sorted({panel.reads_question for panel in panels}, reverse=True):
+        mine = {panel.kind: panel for panel in panels if panel.reads_question == reads}
+        if not {"look-up", "dense"} <= mine.keys():
+            continue
+        few, many = (_holds_tokens(mine[kind], best) for kind in ("look-up", "dense"))
+        gain = _llm_gain(mine["look-up"])
+        parts = {
+            "few tokens for look-up questions": few,
+            "a larger LLM for them": gain is not None and gain > WORTH,
+            "many tokens for dense ones": many,
+        }
+        said = "; ".join(f"{part}: {'yes' if holds else 'no'}" for part, holds in parts.items())
+        verdict = "reproduced" if all(parts.values()) else "not reproduced"
+        lines.append(f"The claim, {FAMILY_TITLES[reads]}: {verdict} ({said}).")
+    return lines
+
+
+def _holds_tokens(panel: Panel, best: Sequence[Best]) -> bool:
+    chosen = [b.measured_num_visual_tokens for b in best if b.scope == "llm" and _same(b, panel)]
+    return _expected_tokens(panel.kind, chosen, max(cell.num_visual_tokens for cell in panel.cells))[1]
+
+
+def _llm_gain(panel: Panel) -> float | None:
+    """What the largest LLM gains over the smallest at the fewest tokens, in standard errors."""
+    sizes = sorted({cell.llm_parameters for cell in panel.cells})
+    least = min(cell.num_visual_tokens for cell in panel.cells)
+    ends = [panel.at(size, least) for size in (sizes[0], sizes[-1])]
+    return gain_between(*ends)[2] if len(sizes) > 1 and all(ends) else None
+
+
+def gain_between(small: Sequence[Cell], large: Sequence[Cell]) -> tuple[float, float, float]:
+    """Gain of the mean score, its standard error, and their ratio."""
+    gain = float(np.mean([c.score for c in large]) - np.mean([c.score for c in small]))
+    error = float(np.sqrt(sum(np.mean([c.standard_error for c in side]) ** 2 for side in (small, large))))
+    return gain, error, gain / error
 
 
 def _same(best: Best, panel: Panel) -> bool:
@@ -323,10 +363,8 @@ def _llm_line(panel: Panel) -> str | None:
         return None
     parts, gains = [], []
     for m in dict.fromkeys((shared[0], shared[-1])):
-        small, large = (panel.at(size, m) for size in (sizes[0], sizes[-1]))
-        gain = float(np.mean([c.score for c in large]) - np.mean([c.score for c in small]))
-        error = float(np.sqrt(sum(np.mean([c.standard_error for c in side]) ** 2 for side in (small, large))))
-        gains.append(gain / error)
+        gain, error, ratio = gain_between(panel.at(sizes[0], m), panel.at(sizes[-1], m))
+        gains.append(ratio)
         parts.append(f"{gain:+.3f} ({error:.3f}) at m = {m}")
     verdict = f". A larger LLM helps at m = {shared[0]}: {'yes' if gains[0] > WORTH else 'no'}."
     ends = f"the LLM of {size_text(sizes[-1])} over that of {size_text(sizes[0])}: {', '.join(parts)}"
@@ -366,7 +404,12 @@ def divergence_verdicts(growth: Sequence[Growth]) -> list[str]:
     slopes, alphas = [g.slope or 0.0 for g in measured], [g.alpha or 0.0 for g in measured]
     joined = max(betas) <= 1.5 * max(min(betas), 1e-9)
     return [
-        f"Divergence: E[D(n)] grows as n^{min(slopes):.2f} to n^{max(slopes):.2f}, scores as m^{-max(alphas):.2f} to "
-        f"m^{-min(alphas):.2f}; scores proportional to E[D]^beta would need beta from {min(betas):.2f} to "
-        f"{max(betas):.2f}: one exponent {'may join them' if joined else 'does not join them'}."
+        f"Divergence: E[D(n)] grows as n^{min(slopes):.2f} to n^{max(slopes):.2f}, scores as "
+        f"m^{_plain(-max(alphas))} to m^{_plain(-min(alphas))}; scores proportional to E[D]^beta would need beta from {_plain(min(betas))} to "
+        f"{_plain(max(betas))}: one exponent {'may join them' if joined else 'does not join them'}."
     ]
+
+
+def _plain(value: float) -> str:
+    """Two decimals, and no minus in front of a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"

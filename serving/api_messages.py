@@ -64,7 +64,7 @@ class ChatRequest:
     conversation: list[dict]
     images: list[Any]
     sampling: Sampling
-    num_visual_tokens: int | None = None
+    num_visual_tokens: int | str | None = None
     num_followup_visual_tokens: int | None = None
     stream: bool = False
     include_usage: bool = False
@@ -174,7 +174,8 @@ def _read_counts(kwargs: Any) -> dict[str, int]:
     if not isinstance(counts, dict) or set(counts) - set(COUNTS):
         raise wrong(f"processor_kwargs takes {' and '.join(COUNTS)}, as in {WHERE_M_BELONGS}.")
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int):
+        is_auto = (name, value) == ("num_visual_tokens", "auto")  # chosen from the first question, where calibrated
+        if not is_auto and (isinstance(value, bool) or not isinstance(value, int)):
             raise wrong(f"{name}={str(value)[:60]!r} is not a whole number of visual tokens.")
     return counts
 

@@ -217,6 +217,7 @@ def test_the_claim_is_confirmed_where_it_holds_and_denied_where_it_does_not(fini
         return 0.4 * (size / 2760) ** -0.9 if kind == "look-up" else 0.9 * m**-0.5 * (size / 2760) ** -0.05
 
     said = verdicts(grid_of(finished, as_claimed))
+    assert said.count("question: reproduced (few tokens for look-up questions: yes; a larger LLM for them: yes") == 2
     assert said.count("Few tokens (at most 4 of 32 at every budget): yes") == 2
     assert said.count("A larger LLM helps at m = 1: yes") == 2
     assert said.count("Many tokens (at least 16 of 32 at the largest budget): yes") == 2
@@ -225,6 +226,7 @@ def test_the_claim_is_confirmed_where_it_holds_and_denied_where_it_does_not(fini
         return 0.9 * m**-0.5 if kind == "look-up" else 0.5
 
     said = verdicts(grid_of(finished, opposite))
+    assert said.count("question: not reproduced (few tokens for look-up questions: no; a larger LLM for them: no") == 2
     assert said.count("Few tokens (at most 4 of 32 at every budget): no") == 2
     assert said.count("A larger LLM helps at m = 1: no") == 2
     assert said.count("Many tokens (at least 16 of 32 at the largest budget): no") == 2

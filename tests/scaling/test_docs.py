@@ -43,6 +43,8 @@ def place(tmp_path_factory):
     model = build_model(folder)
     model.save_pretrained(folder / "VARIANT")
     build_tiny_processor(model).save_pretrained(folder / "VARIANT")
+    asked = [{"question": f"which colour, {n}?", "scores": {"1": 0.5, "4": 0.5}} for n in range(20)]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     for name in "ab":
         noise = np.random.default_rng(ord(name)).integers(0, 255, (30, 30, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{name}.png")
