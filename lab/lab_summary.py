@@ -328,8 +328,24 @@ def law_line(panel: Panel) -> str:
     return (
         f"{panel.title}: error = A / (N^alpha T^beta) + D with alpha {fit.alpha:.2f} {parts[0]}, beta {fit.beta:.2f} "
         f"{parts[1]}, D {fit.d:.3f}; twice the LLM takes {above[0]:.0f} % off the error above D, twice the tokens "
-        f"{above[1]:.0f} %. The standard errors say: {fit.verdict}."
+        f"{above[1]:.0f} %. The standard errors say: {fit.verdict}. {_betas_line(panel)}"
     )
+
+
+def betas_by_llm(panel: Panel) -> dict[int, float]:
+    """{LLM parameters: beta of its cells alone, without a floor}; the product form has one beta for all of them."""
+    found = {}
+    for size in sorted({cell.llm_parameters for cell in panel.cells}):
+        cells = [cell for cell in panel.cells if cell.llm_parameters == size]
+        if len({cell.num_visual_tokens for cell in cells}) > 1:
+            m, errors = np.log([c.num_visual_tokens for c in cells]), np.log([1 - c.score for c in cells])
+            found[size] = -float(np.polyfit(m, errors, 1)[0])
+    return found
+
+
+def _betas_line(panel: Panel) -> str:
+    parts = [f"{_plain(beta)} ({size_text(size)})" for size, beta in betas_by_llm(panel).items()]
+    return f"Each LLM's cells alone have beta {', '.join(parts)}."
 
 
 def _tokens_line(panel: Panel, best: Sequence[Best]) -> str:
@@ -403,11 +419,10 @@ def divergence_verdicts(growth: Sequence[Growth]) -> list[str]:
     betas = [g.implied_beta for g in measured if g.implied_beta is not None]
     slopes, alphas = [g.slope or 0.0 for g in measured], [g.alpha or 0.0 for g in measured]
     joined = max(betas) <= 1.5 * max(min(betas), 1e-9)
-    return [
-        f"Divergence: E[D(n)] grows as n^{min(slopes):.2f} to n^{max(slopes):.2f}, scores as "
-        f"m^{_plain(-max(alphas))} to m^{_plain(-min(alphas))}; scores proportional to E[D]^beta would need beta from {_plain(min(betas))} to "
-        f"{_plain(max(betas))}: one exponent {'may join them' if joined else 'does not join them'}."
-    ]
+    grown = f"E[D(n)] grows as n^{min(slopes):.2f} to n^{max(slopes):.2f}"
+    scored = f"scores as m^{_plain(-max(alphas))} to m^{_plain(-min(alphas))}"
+    needed = f"scores proportional to E[D]^beta would need beta from {_plain(min(betas))} to {_plain(max(betas))}"
+    return [f"Divergence: {grown}, {scored}; {needed}: one exponent {'may join' if joined else 'does not join'} them."]
 
 
 def _plain(value: float) -> str:
