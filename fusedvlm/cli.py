@@ -76,6 +76,8 @@ AFTER_INTERRUPT = {
     "quickstart": "families that are finished stay; the one under way is lost, and the same command begins it again",
     "compare": f"finished cells are kept; {GO_ON}",
     "push": f"what was sent is kept, and shown to nobody before all of it is right; {GO_ON}",
+    "evaluate": f"answers so far are kept; {GO_ON}",
+    "scaling lab": f"finished cells are kept; {GO_ON}",
     "scaling divergence": f"with --state FILE what was measured is kept, and {GO_ON}",
     "data questions": f"answers so far are kept; {GO_ON}",
     "data documents": f"pages so far are kept; {GO_ON}",
