@@ -61,6 +61,7 @@ def as_picture(image: np.ndarray | torch.Tensor) -> Image.Image | None:
     return Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
 
 
+@torch.inference_mode(False)  # which is a thread's own: others could not write into tensors made in it
 def views_of_pictures(
     pictures: list[Image.Image], options: ViewOptions, finish: Finish
 ) -> tuple[torch.Tensor, list[int]]:

@@ -88,6 +88,7 @@ def fitted_curves(fits: Sequence[CurveFit], columns: int = 4) -> Figure:
         facts = f"$\\alpha$={fit.power.alpha:.3f}, $R^2$={fit.power.r2:.2f}, best: {fit.laws[0].law.replace('_', '-')}"
         lines = [f"{curve.benchmark} {curve.metric}", *([group] if group else []), facts]
         axes.set_title("\n".join(lines), fontsize=7.5)
+        axes.set_xlabel("")  # said once, below
         axes.tick_params(labelsize=7)
     for axes in grid[len(fits) :]:
         axes.set_visible(False)
@@ -304,6 +305,20 @@ def _draw_scores(
         hollow: dict[str, Any] = {"marker": "o", "mfc": "white", "mec": "black", "ls": "none", "markersize": 5}
         axes.plot(*zip(*excluded, strict=True), label="left out of the fit", **hollow)
     token_axis(axes, every)
+    axes.set_ylim(*_room([*scores, *(score for _, score in excluded)], standard_errors))
+
+
+def _room(scores: Sequence[float], errors: Sequence[float] | None) -> tuple[float, float]:
+    """Ends of the axis of scores: the measured points with room around them, and nothing below 0 where no score is.
+
+    A law's band may end far above any score that can be; the points, not the band, say how much is shown.
+    """
+    bars = np.zeros(len(scores))
+    if errors is not None:
+        bars[: len(errors)] = errors
+    low, high = float(np.min(scores - bars)), float(np.max(scores + bars))
+    room = 0.12 * max(high - low, 0.05 * abs(high), 1e-9)
+    return (max(low - room, -room / 3) if low >= 0 else low - room), high + room
 
 
 def _frontier(costs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

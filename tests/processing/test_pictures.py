@@ -145,3 +145,19 @@ def test_bytes_of_what_has_none_are_refused(backend):
         backend(uint8_views=True)(floats)
     with pytest.raises(ValueError, match="uint8_views needs pictures of 8 bits"):
         backend(uint8_views=True, do_resize=False)(Image.new("RGB", (336, 336)))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_write_the_same_views_in_inference_mode_too(backend, mode):
+    """Inference mode is a thread's own; `VisualChat` preprocesses inside it, on as many threads as torch has."""
+    images = [tiny.picture(1), tiny.picture(2)]
+    alone = backend(**TILE)(images, return_tensors="pt")["pixel_values"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with mode():
+            found = backend(**TILE)(images, return_tensors="pt")["pixel_values"]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, alone)

@@ -104,3 +104,15 @@ def test_every_public_name_exists():
         assert getattr(scaling, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = scaling.nothing
+
+
+def test_no_axis_of_scores_leaves_the_scores():
+    """The bootstrap band of a steep law goes far beyond any score; the axis ends where the points do."""
+    m, scores = [1, 2, 4, 8, 16, 32], [0.004, 0.041, 0.224, 0.428, 0.675, 0.888]
+    figure = figures.score_against_m(m, scores, fit_power_law(m, scores), [0.01] * 6)
+    low, high = figure.axes[0].get_ylim()
+    assert 0.898 < high < 1.05
+    assert -0.05 < low <= 0
+    flat = figures.score_against_m(m, [0.99, 1.0, 1.0, 1.0, 1.0, 1.0], None).axes[0].get_ylim()
+    assert 0.97 < flat[0] < 0.99
+    assert flat[1] < 1.02
