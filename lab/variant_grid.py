@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,14 +108,20 @@ def _cell(variant: GridVariant, m: int, tasks: Sequence[str]) -> Cell | None:
 def smoothed(score: TaskScore) -> tuple[float, float]:
     """Mean and standard error with half a success and half a failure more.
 
+    Where no error is stated, it is the largest that a mean of scores between 0 and 1 can have.
+
     Raises:
         ValueError: for a score outside [0, 1], which has no error 1 - score.
     """
     n, mean = score.count, score.score
-    if not 0 <= mean <= 1:
-        raise ValueError(f"{score.task} at m={score.num_visual_tokens}: score {mean:g} is not between 0 and 1.")
+    if not 0 <= mean <= 1 or n < 1:
+        raise ValueError(
+            f"{score.task} at m={score.num_visual_tokens}: score {mean:g} of {n} questions is not between 0 and 1; "
+            'state its scale in the results ("0..100").'
+        )
     center = (mean * n + 0.5) / (n + 1)
-    squares = score.standard_error**2 * n * (n - 1) + n * (mean - center) ** 2
+    error = (mean * (1 - mean) / max(n - 1, 1)) ** 0.5 if score.standard_error is None else score.standard_error
+    squares = error**2 * n * (n - 1) + n * (mean - center) ** 2
     squares += 0.5 * (1 - center) ** 2 + 0.5 * center**2
     return center, float(np.sqrt(squares)) / (n + 1)
 
@@ -144,7 +150,10 @@ def read_grid_folder(folder: str | Path, kinds: Mapping[str, Sequence[str]] | No
         if variant is None:
             left_out.append(f"{where}: results, and no variant beside them (config.json of a FusedVLM)")
             continue
-        variants.append(_read_variant(path, variant, str(where) if where.parts else folder.name))
+        read = _read_variant(path, variant, str(where) if where.parts else folder.name)
+        unbounded = sorted({row.label for row in read.results.scores if row.maximum is None})
+        left_out += [f"{read.name}, {label}: a score without an upper bound has no error" for label in unbounded]
+        variants.append(replace(read, results=replace(read.results, scores=_on_unit_scale(read.results.scores))))
     if not variants:
         raise ValueError(
             f"{folder}: no variant with results.json in it; evaluate variants of several language models first, or "
@@ -152,6 +161,21 @@ def read_grid_folder(folder: str | Path, kinds: Mapping[str, Sequence[str]] | No
         )
     tasks = list(dict.fromkeys(s.task for variant in variants for s in variant.results.scores))
     return Grid(tuple(variants), choose_kinds(tasks, kinds), tuple(left_out))
+
+
+def _on_unit_scale(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """One score per task, the primary ones, on a scale from 0 to 1, named by their labels."""
+    return [
+        TaskScore(
+            row.label,
+            row.num_visual_tokens,
+            row.score / row.maximum,
+            row.count,
+            None if row.standard_error is None else row.standard_error / row.maximum,
+        )
+        for row in scores
+        if row.is_primary and row.maximum is not None
+    ]
 
 
 def choose_kinds(tasks: Sequence[str], kinds: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:

@@ -186,8 +186,27 @@ def test_smoothing_is_that_of_half_a_right_and_half_a_wrong_answer():
     all_right = smoothed(TaskScore("letter", 1, 1.0, 256, 0.0))
     assert all_right[0] < 1
     assert 0.001 < all_right[1] < 0.005
-    with pytest.raises(ValueError, match="not between 0 and 1"):
+    with pytest.raises(ValueError, match="not between 0 and 1; state its scale"):
         smoothed(TaskScore("list", 4, 61.2, 5, 0.1))
+    assert smoothed(TaskScore("list", 4, 0.5, 100, None))[1] == pytest.approx(0.05, rel=0.02)  # what is not stated
+
+
+def test_benchmarks_on_other_scales_stand_on_one_and_those_without_an_end_are_left_out(finished, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(finished / "variants" / "llm8-question", mine / "small")
+    (mine / "small" / "results.questions.json").unlink()
+    rows = [
+        TaskScore("TextVQA", 4, 61.5, 100, 2.0, scale="0..100"),
+        TaskScore("TextVQA", 4, 70.0, 100, 2.0, metric="f1", scale="0..100", is_primary=False),
+        TaskScore("MME", 4, 1400.0, 100, None, scale="0..2800"),
+        TaskScore("COCO", 4, 80.0, 100, None, metric="CIDEr", scale="from 0"),
+    ]
+    EvaluationResults(describe_environment("test"), rows).save(mine / "small" / "results.json")
+    grid = read_grid_folder(mine)
+    assert {row.task: row.score for row in grid.variants[0].results.scores} == {"TextVQA": 0.615, "MME": 0.5}
+    assert grid.left_out == ("small, COCO CIDEr: a score without an upper bound has no error",)
+    assert list(grid.kinds) == ["TextVQA", "MME"]
+    assert grid.cells(True, "TextVQA")[0].standard_error == pytest.approx(0.02, rel=0.02)
 
 
 def grid_of(finished, error_of) -> Grid:
