@@ -318,7 +318,7 @@ def _room(scores: Sequence[float], errors: Sequence[float] | None) -> tuple[floa
         bars[: len(errors)] = errors
     low, high = float(np.min(scores - bars)), float(np.max(scores + bars))
     room = 0.12 * max(high - low, 0.05 * abs(high), 1e-9)
-    return (max(low - room, -room / 3) if low >= 0 else low - room), high + room
+    return (max(low - room, -room / 3) if min(scores) >= 0 else low - room), high + room
 
 
 def _frontier(costs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
