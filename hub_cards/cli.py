@@ -53,6 +53,7 @@ def check(
     require_folder_or_repository(target)
     from fusedvlm.hub_cards.check.check_all import verify
 
+    say(f"Checking {target}{', then loading it and asking once' if load else ''}: this takes a while.")
     reports = verify(target, revision, load, run_foreign_code)
     if json_output:
         emit_json([report.to_dict() for report in reports])

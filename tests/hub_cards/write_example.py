@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fusedvlm.files import sha256_of
 from fusedvlm.hub_cards.facts import CardFacts
-from fusedvlm.hub_cards.release.release_files import card_files
+from fusedvlm.hub_cards.release.release_files import card_files, evidence_files
 from fusedvlm.hub_cards.release.variant_release import build_family, write_file
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example_card"
@@ -27,9 +27,9 @@ def main(family: Path) -> None:
 
 
 def render_again() -> None:
-    """The card of the facts that are there, and its checksums."""
+    """The card and the records of the facts that are there, and their checksums."""
     facts = CardFacts.from_json((EXAMPLE / "facts.json").read_text(encoding="utf-8"))
-    written = card_files(facts)
+    written = {**evidence_files(facts), **card_files(facts)}
     for name, content in written.items():
         write_file(EXAMPLE / name, content)
     sums = json.loads((EXAMPLE / "checksums.json").read_text(encoding="utf-8"))
