@@ -19,7 +19,7 @@ from .lab_summary import SCOPES, LabSummary, Panel, size_text
 from .variant_grid import FAMILY_TITLES
 
 HUES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-STYLES = {"svg.fonttype": "none", "font.size": 10, "legend.frameon": False}
+STYLES: dict[str, Any] = {"svg.fonttype": "none", "font.size": 10, "legend.frameon": False}
 SIZE = (4.6, 3.9)
 
 
@@ -135,19 +135,11 @@ def _divergence_figure(lines: Sequence[tuple[str, DivergenceResult]]) -> str:
         longest, first = max(longest, len(n)), result.mean_distance[0] if index == 0 else first
         color, line = HUES[index % len(HUES)], LINES[index % len(LINES)]
         axes.plot(n, result.mean_distance, color=color, ls=line, lw=1.6, label=label)
-    n = np.geomspace(1, longest, 2)
     for power, name in ((0.5, r"$\sqrt{n}$"), (1.0, "$n$")):
-        axes.plot(n, first * n**power, color=INK, ls=":", lw=0.8)
-        axes.annotate(
-            name,
-            (n[-1], first * n[-1] ** power),
-            color=INK,
-            fontsize=9,
-            va="center",
-            ha="left",
-            xytext=(3, 0),
-            textcoords="offset points",
-        )
+        end = first * longest**power
+        axes.plot([1, longest], [first, end], color=INK, ls=":", lw=0.8)
+        beside: dict[str, Any] = {"va": "center", "xytext": (3, 0), "textcoords": "offset points"}
+        axes.annotate(name, (longest, end), color=INK, fontsize=9, **beside)
     axes.set_yscale("log")
     axes.minorticks_off()
     low, high = axes.get_ylim()

@@ -118,5 +118,5 @@ def _table(families: "list[Family]", first_seed: int = 0) -> str:
             law = f"          S(m) = {fit.c:.3f} / m^{fit.alpha:.3f}, R^2 {fit.r2:.3f}"
             if fit.alpha_interval is not None:  # two m fix a law, and leave nothing to judge it by
                 law += ", {:.0%} interval of alpha [{:.3f}, {:.3f}]".format(fit.confidence, *fit.alpha_interval)
-            lines.append(law)
+            lines.append(f"{law}; by the standard errors: {family.verdict}")
     return "\n".join(lines)

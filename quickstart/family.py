@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusedvlm.console import progress
 from fusedvlm.evaluation import EvaluationResults, answer_questions, describe_environment, measure_latencies, summarize
 from fusedvlm.files import write_atomically, write_json
-from fusedvlm.scaling import PowerLawFit
+from fusedvlm.scaling import Curve, PowerLawFit, ScoreRecord, fit_curve
 from fusedvlm.scaling.tradeoff.calibrate import FAMILY_FILE, asked_lines
 
 from . import world
@@ -62,6 +62,16 @@ class Family:
     between: EvaluationResults | None = None
     second_turns: list[SecondTurn] = field(default_factory=list)
     comparison: "Comparison | None" = None
+
+    @property
+    def verdict(self) -> str:
+        """Which laws the standard errors of the mean over tasks leave standing, in words."""
+        points = []
+        for m, score in self.mean_scores().items():
+            errors = [row.standard_error or 0.0 for row in self.results.scores if row.num_visual_tokens == m]
+            error = float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
+            points.append(ScoreRecord("mean", "score", m, score, standard_error=error or None))
+        return fit_curve(Curve("mean", "score", (), tuple(points)), resamples=20).verdict
 
     def mean_scores(self, swapped: bool = False) -> dict[int, float]:
         """Mean over tasks at each m."""

@@ -203,6 +203,8 @@ def _fit_rows(fits: list[CurveFit]) -> tuple[list[str], list[list[str]]]:
     header = ["benchmark", "metric", "c", "alpha", "interval of alpha", "R²", "n", "best law", "held-out error"]
     with_verdict = any(fit.curve.errors is not None for fit in fits)
     header += ["standard errors say"] if with_verdict else []
+    over_questions = any(fit.power.alpha_question_interval is not None for fit in fits)
+    header += ["alpha over questions"] if over_questions else []
     rows = []
     for fit in fits:
         interval = (
@@ -221,9 +223,14 @@ def _fit_rows(fits: list[CurveFit]) -> tuple[list[str], list[list[str]]]:
                 fit.laws[0].law.replace("_", "-"),
                 held_out,
                 *([fit.verdict] if with_verdict else []),
+                *([_interval_text(fit.power.alpha_question_interval)] if over_questions else []),
             ]
         )
     return header, rows
+
+
+def _interval_text(interval: tuple[float, float] | None) -> str:
+    return "none" if interval is None else "{:.3f} … {:.3f}".format(*interval)
 
 
 def _divergence_sections(results: dict[str, DivergenceResult]) -> list[Section]:
