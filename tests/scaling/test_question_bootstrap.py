@@ -6,6 +6,7 @@ import pytest
 from fusedvlm.evaluation import EvaluationResults, describe_environment, summarize
 from fusedvlm.scaling import Curve, ScoreRecord, fit_curve, fit_power_law, group_curves, read_scores
 from fusedvlm.scaling.laws.fit import bootstrap_questions
+from fusedvlm.scaling.report.scaling_report import collect, write_report
 
 M = (1, 2, 4, 8)
 
@@ -53,3 +54,15 @@ def test_a_results_file_gives_its_questions_to_the_fit(tmp_path):
     # What the questions have in common at all m cancels: less is left open than independent errors would leave.
     assert (high - low) / 3.92 < fit.power.alpha_error
     assert fit.record()["alpha_question_interval"] == (low, high)
+
+
+def test_reports_show_the_interval_over_questions(tmp_path):
+    scores = answers()
+    rows = [summarize("list", m, row) for m, row in zip(M, scores, strict=True)]
+    results = EvaluationResults(describe_environment("test"), rows)
+    results.question_scores = {"list": {m: row.tolist() for m, row in zip(M, scores, strict=True)}}
+    results.save(tmp_path / "results.json")
+    write_report(collect(tmp_path), tmp_path / "scaling.html", resamples=100)
+    page = (tmp_path / "scaling.html").read_text()
+    assert "<th>alpha over questions</th>" in page
+    assert "results.questions.json" not in page  # it is no source of its own, and not left out either
