@@ -53,6 +53,10 @@ COMMANDS = {
         "fusedvlm.hub_cards.cli:card",
         "Write a variant's model card, and with a license everything else its repository needs.",
     ),
+    "demo": (
+        "fusedvlm.hub_cards.cli:demo",
+        "Open a chat page for a variant: two m side by side, follow-up questions, what each answer cost.",
+    ),
     "space": (
         "fusedvlm.hub_cards.cli:space",
         "Write a Gradio Space for a variant: an m slider, an image, a question, the answer as it comes.",

@@ -118,6 +118,27 @@ def card(
             say(f"  {note}")
 
 
+def demo(
+    model: Annotated[str, typer.Argument(help="Folder of a variant, or its Hub repository.", metavar="DIR|REPO")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    revision: Revision = None,
+    picture: Annotated[
+        list[Path] | None, typer.Option(help="A picture to offer; repeat it. By default those beside the variant.")
+    ] = None,
+) -> None:
+    """Open a chat page for a variant: two m side by side, follow-up questions, what each answer cost.
+
+    The page is the one that `fusedvlm space` writes; it needs gradio (pip install 'fusedvlm[space]').
+
+    Example: fusedvlm demo runs/quickstart/fusedvlm-m32
+    """
+    require_folder_or_repository(model)
+    from fusedvlm.hub_cards.release.demo_page import run_demo
+
+    run_demo(model, revision, host, port, picture or [])
+
+
 def space(
     source: Annotated[str, typer.Argument(help="Folder of a variant, or its Hub repository.", metavar="DIR|REPO")],
     output: Annotated[Path, typer.Option(help="Folder of the Space.")] = Path("space"),

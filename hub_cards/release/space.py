@@ -28,6 +28,7 @@ REQUIREMENTS = (
     "gradio>=5.0",
 )
 QUESTION = "Describe the image."
+QUESTIONS = (QUESTION, "What is in the middle?", "How many objects are there?", "Which colours do you see?")
 
 
 def space_files(source: str, revision: str | None = None, repo_id: str | None = None) -> Files:
@@ -93,7 +94,7 @@ def _space(
     m = config["num_visual_tokens"]
     trained = config.get("trained_num_visual_tokens") or [m]
     title = f"FusedVLM, m = {m}" if model == "model" else f"{model.partition('/')[2]}: FusedVLM"
-    settings = {"model": model, "revision": revision, "title": title, "question": QUESTION}
+    settings = {"model": model, "revision": revision, "title": title, "question": QUESTION, "questions": QUESTIONS}
     readme = card_template("space_readme.md.jinja").render(
         title=title,
         gradio=GRADIO,

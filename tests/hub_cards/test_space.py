@@ -153,18 +153,34 @@ def test_a_running_space_answers_at_every_m(launched, model, processor, tmp_path
     tiny.picture(4).save(picture)
     client = Client(launched, verbose=False)
     for m in (1, 7, tiny.MAX_M):
-        job = client.submit(handle_file(str(picture)), "what is it?", m, 12, api_name="/answer")
-        text, cost = job.result(timeout=60)
-        assert cost.startswith(f"{m} visual tokens, ")
-        assert re.search(r"\d+ new tokens, \d+\.\d\d s$", cost)
-        assert text.strip() == expected(model, processor, picture, m).strip()
-        assert len(job.outputs()) > 1  # it came piece by piece
+        client.reset_session()  # else it would be a second question
+        job = client.submit(handle_file(str(picture)), "what is it?", m, 3, True, 12, api_name="/ask")
+        chat, other, words = job.result(timeout=60)
+        for shown, count in ((chat, m), (other, 3)):
+            text, cost = said(shown)
+            assert cost.startswith(f"{count} visual tokens, ")
+            assert re.search(r"\d+ new tokens, \d+\.\d\d s, \d+% confidence$", cost)
+            assert text == expected(model, processor, picture, count).strip()
+        assert words == ""
+        assert len(job.outputs()) > 2  # it came piece by piece
+    client.reset_session()
+    chat, other, _ = client.predict(handle_file(str(picture)), "what is it?", 7, 3, False, 12, api_name="/ask")
+    assert (len(chat), other) == (2, [])
     for arguments, message in (
         ((None, "what?"), "Choose an image"),
         ((handle_file(str(picture)), " "), "Ask something"),
+        ((handle_file(str(picture)), "why " * 2000), "at most 4000"),
     ):
         with pytest.raises(Exception, match=message):
-            client.predict(*arguments, 7, 12, api_name="/answer")
+            client.predict(*arguments, 7, 3, True, 12, api_name="/ask")
+
+
+def said(chat) -> tuple[str, str]:
+    """The last answer of a chat, and the line on what it cost."""
+    content = chat[-1]["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    answer, cost = re.fullmatch(r"(.*)\n\n<small>(.*)</small>", text, re.DOTALL).groups()
+    return answer.strip(), cost
 
 
 def expected(model, processor, picture, m) -> str:
