@@ -19,7 +19,7 @@ from .lab_summary import SCOPES, LabSummary, Panel, size_text
 from .variant_grid import FAMILY_TITLES
 
 HUES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
-STYLES: dict[str, Any] = {"svg.fonttype": "none", "font.size": 10, "legend.frameon": False}
+STYLES: Any = {"svg.fonttype": "none", "font.size": 10, "legend.frameon": False}
 SIZE = (4.6, 3.9)
 
 

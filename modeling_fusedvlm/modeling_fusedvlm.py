@@ -247,7 +247,7 @@ class FusedVLMForConditionalGeneration(FusedVLMPreTrainedModel, GenerationMixin)
             model_kwargs["mm_encoder_outputs"] = {**outputs, "image": repeated}
         return input_ids, model_kwargs
 
-    def _get_logits_processor(  # type: ignore[override]
+    def _get_logits_processor(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
     ) -> LogitsProcessorList:
         """As the base class; the placeholder is suppressed without a search through the vocabulary."""

@@ -161,7 +161,7 @@ class FusedVLMEncoder(FusedVLMVisualModel):
         """
         return embed_prompt(self, input_ids, visual_tokens)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Refused: without its LLM this is a part of a variant, not one."""
         raise ValueError("An encoder is a part of a variant; save FusedVLMForConditionalGeneration instead.")
 

@@ -149,7 +149,7 @@ def _read_bounded(answer: Any, limits: ImageLimits, until: float, address: str) 
 def _public_address(host: str, port: int, limits: ImageLimits) -> tuple[str, int]:
     """An address of the host that may be asked: all of its addresses have to be public, or somebody could choose."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    places = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    places = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     for place in places:
         mapped = getattr(place, "ipv4_mapped", None) or place
         if not limits.allow_private and (not mapped.is_global or mapped.is_multicast):

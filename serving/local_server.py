@@ -83,12 +83,13 @@ def _embeds(options: LocalOptions) -> tuple[Engine, Any]:
     check_folder(options.model)
     try:
         model = FusedVLMEncoder.from_pretrained(options.model, revision=options.revision, dtype=options.dtype)
-        processor: Any = AutoProcessor.from_pretrained(options.model, revision=options.revision, trust_remote_code=True)
+        where: Any = {"revision": options.revision, "trust_remote_code": True}
+        processor: Any = AutoProcessor.from_pretrained(options.model, **where)
     except Exception as error:
         # Readers of damaged JSON, safetensors and tokenizer files all raise types of their own.
         raise ValueError(f"{options.model} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not hasattr(processor, "plan_prompts"):
-        processor = FusedVLMProcessor.from_pretrained(options.model, revision=options.revision)
+        processor = FusedVLMProcessor.from_pretrained(options.model, revision=options.revision or "main")
     know_trained_counts(processor, model.config)
     with contextlib.suppress(OSError):  # the LLM's own end-of-turn tokens, where the variant names them
         model.generation_config = GenerationConfig.from_pretrained(options.model, revision=options.revision or "main")

@@ -1,5 +1,7 @@
 """What the server counts, in Prometheus' text form."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .api_messages import Usage
@@ -14,7 +16,7 @@ class Metrics:
 
     def __init__(self, encoder: VisualEncoder) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: Any = {"registry": self.registry}
         self.requests = Counter("fusedvlm_requests", "Chat completions by HTTP status.", ["status"], **own)
         self.running = Gauge("fusedvlm_requests_running", "Requests that are being read, encoded or answered.", **own)
         self.seconds = Histogram("fusedvlm_request_seconds", "Whole requests.", buckets=SECONDS, **own)

@@ -222,7 +222,7 @@ class VisualEncoder:
         """(m, C) states of every segment; questions that read others come after those."""
         states: dict[Hashable, torch.Tensor] = {}
         caches = self._start({segment.image.key: segment.image for segment in work})
-        rounds: list[dict[Hashable, tuple[str, tuple[Question, ...]]]] = []
+        rounds: list[dict[tuple[str, tuple[Question, ...]], tuple[str, tuple[Question, ...]]]] = []
         for segment in work:
             # Of a history the part that is not kept has to be read question by question.
             begin = next(n for n in range(len(segment.history) - 1, -1, -1) if self._has(caches, segment, n))

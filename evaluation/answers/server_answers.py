@@ -101,7 +101,7 @@ class ServerAnswers:
         short = replace(asked, max_new_tokens=1)
         lengths = [self._at(short, m).reply(self.messages(short)).get("usage") for m in (one, other)]
         tokens = [usage.get("prompt_tokens") if isinstance(usage, dict) else None for usage in lengths]
-        if not all(isinstance(number, int) for number in tokens):
+        if not (isinstance(tokens[0], int) and isinstance(tokens[1], int)):
             say("The server does not say how long prompts are, so nobody knows whether it heeds m.")
         elif tokens[1] - tokens[0] < other - one:
             raise ValueError(

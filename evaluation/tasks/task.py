@@ -94,8 +94,11 @@ class Task(Protocol):
     (data file, checksum, preset, split, ...).
     """
 
-    name: str
-    max_new_tokens: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
 
     def records(self) -> Sequence[Record]:
         """Every question."""
@@ -125,7 +128,7 @@ def judge(task: Task, record: Record, answer: str) -> Judged:
     return Judged(record, answer, parsed, float(task.score(record, parsed)))
 
 
-def mean_metric(name: str, scores: Sequence[float], scale: float = 1.0, is_primary: bool = True) -> Metric:
+def mean_metric(name: str, scores: Sequence[float] | np.ndarray, scale: float = 1.0, is_primary: bool = True) -> Metric:
     """A mean over questions and its standard error, both times `scale`.
 
     Raises:
