@@ -20,7 +20,7 @@ from fusedvlm.scaling.score_records import (
     points_matching,
     read_scores,
 )
-from fusedvlm.scaling.tradeoff.fit_tradeoff import GridCell, TradeoffFit, fit_tradeoff, read_grid
+from fusedvlm.scaling.tradeoff.fit_tradeoff import GridCell, TradeoffFit, fit_tradeoff, read_grid, read_grids
 from fusedvlm.templates import load_template
 
 from .figures import (
@@ -149,7 +149,12 @@ def _read_file(path: Path, inputs: ReportInputs, scores: dict[str, list[ScoreRec
         if {"benchmark", "metric", "score"} <= columns:
             scores[path.name] = read_scores(path)
         elif {"llm_params_b", "num_visual_tokens", "score"} <= columns:
-            inputs.grids[path.name] = read_grid(path, None if "task" not in columns else "reasoning")
+            for task, cells in read_grids(path).items():
+                name = f"{path.name}, {task}" if task else path.name
+                if len(cells) < 5:
+                    inputs.left_out[name] = f"{len(cells)} cells, too few for a law of four parameters"
+                else:
+                    inputs.grids[name] = cells
         elif {"model", "benchmark", "score"} <= columns:
             inputs.models[path.name] = read_models(path)
         else:
@@ -261,7 +266,8 @@ def _divergence_sections(results: dict[str, DivergenceResult]) -> list[Section]:
 
 def _tradeoff_section(name: str, cells: list[GridCell], fit: TradeoffFit) -> Section:
     rows = [[key, f"{getattr(fit, key):.4f}", "{:.4f} … {:.4f}".format(*fit.intervals[key])] for key in fit.intervals]
-    text = " ".join(("error = A / (N^alpha T^beta) + D.", *fit.warnings))
+    said = () if fit.goodness is None else (f"The standard errors say: {fit.verdict}.",)
+    text = " ".join(("error = A / (N^alpha T^beta) + D.", *said, *fit.warnings))
     image = _uri(tradeoff_plot(cells, fit))
     return Section(f"Tokens against parameters: {name}", text, image, ["parameter", "value", "profile interval"], rows)
 

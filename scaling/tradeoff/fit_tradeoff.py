@@ -110,6 +110,13 @@ def read_grid(source: str | Path = PUBLISHED_GRID, task: str | None = "reasoning
     return cells
 
 
+def read_grids(source: str | Path) -> dict[str, list[GridCell]]:
+    """{task: cells} of a grid with a column `task`; {"": cells} of one without. Errors as of `read_grid`."""
+    rows = read_table(source, ("llm_params_b", "num_visual_tokens", "score"))
+    tasks = list(dict.fromkeys(row["task"] for _, row in rows if "task" in row))
+    return {task: read_grid(source, task) for task in tasks} if tasks else {"": read_grid(source)}
+
+
 def _cell(row: dict, place: str, source: str | Path) -> GridCell:
     try:
         n, v, score = float(row["llm_params_b"]), float(row["num_visual_tokens"]), float(row["score"])

@@ -286,3 +286,19 @@ def test_one_language_model_gives_curves_and_says_that_no_law_was_fitted(finishe
     assert claim_verdicts(summary.panels, summary.best)
     assert isinstance(one.variants[0], GridVariant)
     assert set(TASKS) == {score.task for score in one.variants[0].results.scores}
+
+
+def test_the_folder_of_a_lab_is_one_that_the_other_commands_read(folder):
+    assert run("--output", folder, "--report").exit_code == 0
+    result = CliRunner().invoke(app, ["scaling", "report", str(folder)])
+    assert "nothing to report (lab-grid.csv, look-up with the question," in str(result.exception)  # 4 cells each
+    table = folder / "lab-grid.csv"  # as of a lab with more m
+    rows = [line.replace(",2,", ",4,") for line in table.read_text().splitlines()[1:] if ",2," in line]
+    table.write_text(table.read_text() + "\n".join(rows) + "\n")
+    result = CliRunner().invoke(app, ["scaling", "report", str(folder), "--resamples", "20"])
+    assert result.exit_code == 0, result.exception
+    assert (
+        "Tokens against parameters: lab-grid.csv, dense without the question" in (folder / "scaling.html").read_text()
+    )
+    command = ["scaling", "optimal", str(folder / "lab-grid.csv"), "--task", "look-up with the question"]
+    assert "sum of squared errors" in CliRunner().invoke(app, command).stdout
