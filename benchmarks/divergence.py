@@ -40,6 +40,21 @@ def direct(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(CURVES, [distance, same, *cross], strict=True))
 
 
+def vectorized(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+    """All D(n) and psi(n) by three matrix products and two cumulative sums: what one would write in NumPy."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    count = np.arange(1, len(a) + 1)
+    same = np.cumsum(np.einsum("ij,ij->i", u, v)) / count
+    cross = []
+    for table in (u @ u.T, v @ v.T, u @ v.T):
+        corners = np.diagonal(np.cumsum(np.cumsum(table, axis=0), axis=1))
+        with np.errstate(all="ignore"):
+            cross.append(np.where(count > 1, (corners - np.cumsum(np.diagonal(table))) / (count * (count - 1)), 0))
+    distance = np.linalg.norm(np.cumsum(a - b, axis=0), axis=1)
+    return dict(zip(CURVES, [distance, same, *cross], strict=True))
+
+
 def timed(function, *arguments, repeats: int) -> tuple[float, dict]:
     """Median seconds and the result."""
     seconds = []
@@ -63,8 +78,12 @@ def main() -> None:
     a, b = ((generator.normal(size=(options.tokens, options.width)) + common).astype(np.float32) for _ in range(2))
     pair_curves(a, b)
     fast, ours = timed(pair_curves, a, b, repeats=options.repeats)
+    middle, also = timed(vectorized, a, b, repeats=options.repeats)
     slow, theirs = timed(direct, a.astype(np.float64), b.astype(np.float64), repeats=1)
     worst = max(float(np.abs((ours[k] - theirs[k]) / np.maximum(np.abs(theirs[k]), 1e-3)).max()) for k in CURVES)
+    worst = max(
+        worst, max(float(np.abs((also[k] - theirs[k]) / np.maximum(np.abs(theirs[k]), 1e-3)).max()) for k in CURVES)
+    )
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     lines = [
         "# Divergence of one pair of branches: running sums against a direct double loop",
@@ -74,9 +93,11 @@ def main() -> None:
         "| method | seconds |",
         "|---|---|",
         f"| direct double loop over i and j | {slow:.3f} |",
+        f"| three matrix products and cumulative sums, median of {options.repeats} | {middle:.4f} |",
         f"| running sums (`pair_curves`), median of {options.repeats} | {fast:.4f} |",
         "",
-        f"Ratio: {slow / fast:.0f}. Largest relative difference over all n and all five curves: {worst:.1e}.",
+        f"Ratio: {slow / fast:.0f} to the double loop, whose loops are Python's, {middle / fast:.1f} to the products.",
+        f"Largest relative difference over all n and all five curves: {worst:.1e}.",
         "",
         f"Hardware: {platform.machine()} CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}.",
         f"Python {platform.python_version()}, numpy {np.__version__}. Date: {datetime.date.today()}.",

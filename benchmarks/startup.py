@@ -1,73 +1,96 @@
-"""CPU time until the command line and the library answer: `python benchmarks/startup.py [--repeats 5] [--record FILE]`.
+"""CPU time and memory until the command line and the library answer.
 
-CPU time (user + system) of a fresh process, median of some repeats after one run that fills the file cache; wall time
-would say how busy the machine is.
+CPU time (user + system) and largest resident memory of a fresh process, after one run that fills the file cache.
+
+    python benchmarks/startup.py --output benchmarks/results
 """
 
-import argparse
-import datetime
+import json
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
-from importlib.metadata import version
+import tempfile
 from pathlib import Path
 
-CASES = {
-    "import typer": ["-c", "import typer"],
-    "fusedvlm --help": ["-m", "fusedvlm.cli", "--help"],
-    "fusedvlm check --help": ["-m", "fusedvlm.cli", "check", "--help"],
-    "fusedvlm plan --help": ["-m", "fusedvlm.cli", "plan", "--help"],
-    "fusedvlm scaling fit paper": ["-m", "fusedvlm.cli", "scaling", "fit", "paper", "--resamples", "10"],
-    "import fusedvlm": ["-c", "import fusedvlm"],
-    "import transformers models": ["-c", "from transformers import LlamaForCausalLM, CLIPVisionModel"],
-    "the same, then our model": [
-        "-c",
-        "from transformers import LlamaForCausalLM, CLIPVisionModel; import fusedvlm; fusedvlm.FusedVLMModel",
-    ],
-}
+from runner import Goal, Record, arguments, publish, take_turns
+
+MODELS = "from transformers import LlamaForCausalLM, CLIPVisionModel"
+VARIANT = """
+import sys
+from fusedvlm import FusedVLMConfig
+FusedVLMConfig(num_visual_tokens=256, fusion_row_per_turn=True).save_pretrained(sys.argv[1])
+"""
+WITH_MEMORY = """
+import json, resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, capture_output=True)
+print(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+"""
+HELPS = ("check", "plan", "train", "scaling fit", "info", "profile", "describe", "data check", "push")
 
 
-def cpu_seconds(arguments: list[str]) -> float:
-    """User and system time of one process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def cases(variant: str) -> dict[str, list[str]]:
+    """Arguments of Python, by what they do."""
+    command = ["-m", "fusedvlm.cli"]
+    return {
+        "import typer": ["-c", "import typer"],
+        "import transformers": ["-c", "import transformers"],
+        "import fusedvlm": ["-c", "import fusedvlm"],
+        "fusedvlm --help": [*command, "--help"],
+        **{f"fusedvlm {words} --help": [*command, *words.split(), "--help"] for words in HELPS},
+        "fusedvlm info (paper's size)": [*command, "info", variant],
+        "fusedvlm scaling fit paper": [*command, "scaling", "fit", "paper"],
+        "import transformers models": ["-c", MODELS],
+        "the same, then our model": ["-c", f"{MODELS}; import fusedvlm; fusedvlm.FusedVLMModel"],
+    }
+
+
+def children_cpu() -> float:
+    """CPU seconds of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(words: list[str]) -> None:
+    """One process, to its end."""
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+
+
+def memory(words: list[str]) -> float:
+    """Largest resident memory of a process, in MB."""
+    command = [sys.executable, "-c", WITH_MEMORY, sys.executable, *words]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
 
 
 def main() -> None:
-    """Measure, print, and write a record where one is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--record", type=Path)
-    options = parser.parse_args()
-    times = {}
-    for name, arguments in CASES.items():
-        cpu_seconds(arguments)
-        times[name] = statistics.median(cpu_seconds(arguments) for _ in range(options.repeats))
-    allowed = 1.5 * times["import typer"] + 0.3
-    added = times["the same, then our model"] - times["import transformers models"]
-    lines = ["| process | CPU s |", "|---|---|", *(f"| {name} | {seconds:.2f} |" for name, seconds in times.items())]
-    lines += [
-        "",
-        f"`fusedvlm --help` may take 1.5 x typer + 0.3 s = {allowed:.2f} s; it takes {times['fusedvlm --help']:.2f} s.",
-        f"Our first model adds {added:.2f} s to transformers' own (goal: at most 0.1 s).",
+    """Measure and write the record."""
+    options = arguments(__doc__, rounds=5).parse_args()
+    load = os.getloadavg()[0]
+    record = Record(
+        "startup", "Start-up", "Fresh processes; the first round, which fills the file cache, is not counted."
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        variant = str(Path(folder) / "variant")
+        run(["-c", VARIANT, variant])
+        every = cases(variant)
+        times = take_turns(
+            {name: lambda words=words: run(words) for name, words in every.items()}, options.rounds, children_cpu
+        )
+        sizes = {name: memory(words) for name, words in every.items()}
+    record.add("process", times, None, {name: f"{size:.0f} MB" for name, size in sizes.items()})
+    seconds = {row.way: row.milliseconds.median / 1e3 for row in record.rows}
+    helps = {name: value for name, value in seconds.items() if name.endswith("--help")}
+    slowest = max(helps, key=lambda name: helps[name])
+    added = seconds["the same, then our model"] - seconds["import transformers models"]
+    record.goals = [
+        Goal("import fusedvlm, s", 0.05, seconds["import fusedvlm"], at_most=True),
+        Goal(f"slowest --help ({slowest}), s", 0.5, helps[slowest], at_most=True),
+        Goal("info, s", 0.6, seconds["fusedvlm info (paper's size)"], at_most=True),
+        Goal("info, MB", 200, sizes["fusedvlm info (paper's size)"], at_most=True),
+        Goal("scaling fit paper, s", 1.5, seconds["fusedvlm scaling fit paper"], at_most=True),
+        Goal("our first model over transformers' own, s", 0.1, added, at_most=True),
     ]
-    print("\n".join(lines))
-    if options.record:
-        versions = ", ".join(f"{name} {version(name)}" for name in ("typer", "torch", "transformers"))
-        where = f"Python {platform.python_version()}, {versions}; {platform.machine()}, {os.cpu_count()} CPUs"
-        head = [
-            "# Start-up",
-            "",
-            f"`python benchmarks/startup.py --repeats {options.repeats}`, {datetime.date.today()}, {where}.",
-            "CPU time of a fresh process, median; other work ran on the machine.",
-            "",
-        ]
-        options.record.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    publish(record, options.output, load)
 
 
 if __name__ == "__main__":

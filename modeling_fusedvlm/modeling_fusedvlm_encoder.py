@@ -6,7 +6,7 @@ Shape legend in `modeling_fusedvlm_fusion.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_fusedvlm import FusedVLMConfig
 from .modeling_fusedvlm_counts import with_count
 from .modeling_fusedvlm_fusion import FusedVLMFusionModel, FusedVLMKwargs
+from .modeling_fusedvlm_rows import FusionPlan
 from .modeling_fusedvlm_turns import has_later_turns
 
 
@@ -57,8 +58,23 @@ class FusedVLMVisualModel(FusedVLMFusionModel):
         """Visual tokens of a batch, in the order in which the prompts have placeholders. Arguments as in `fuse`.
 
         `generate` calls this once, before beams are expanded. Pass the result on as
-        `generate(..., mm_encoder_outputs={"image": features})` to reuse it.
+        `generate(..., mm_encoder_outputs={"image": features})` to reuse it. With `num_visual_tokens` (K, G) these are
+        the features of K versions of the batch that differ in m alone, version after version, from one pass over the
+        images: what a training step at several m needs (prompts (K x B, L)).
         """
+        if isinstance(num_visual_tokens, torch.Tensor) and num_visual_tokens.ndim == 2:
+            return self._features_of_versions(
+                num_visual_tokens.tolist(),
+                pixel_values=pixel_values,
+                image_num_views=image_num_views,
+                question_input_ids=question_input_ids,
+                question_lengths=question_lengths,
+                question_turns=question_turns,
+                image_num_questions=image_num_questions,
+                sample_num_images=sample_num_images,
+                view_features=view_features,
+                **kwargs,
+            )
         fused, plan = self.fuse(
             pixel_values=pixel_values,
             image_num_views=image_num_views,
@@ -103,6 +119,33 @@ class FusedVLMVisualModel(FusedVLMFusionModel):
             ValueError: as `fuse_every_count`; and for several questions about an image on a packed row, where later
                 ones read earlier ones and their m.
         """
+        segments, plan = self._every_count(counts, **inputs)
+        return {
+            count: _of_conversations([segment[number] for segment in segments], with_count(plan, count))
+            for number, count in enumerate(counts)
+        }
+
+    def _features_of_versions(self, counts: list[list[int]], **inputs: Any) -> FusedVLMImageFeatures:
+        wanted = sorted({count for version in counts for count in version})
+        segments, plan = self._every_count(wanted, **inputs) if wanted else ([], None)
+        if plan is None or len(counts[0]) != len(plan.segments):
+            asked = 0 if plan is None else len(plan.segments)
+            raise ValueError(f"num_visual_tokens has {len(counts[0])} entries per version for {asked} questions.")
+        versions = []
+        for version in counts:
+            chosen = [segment[wanted.index(count)] for segment, count in zip(segments, version, strict=True)]
+            parts = [replace(part, num_visual_tokens=m) for part, m in zip(plan.segments, version, strict=True)]
+            versions.append(_of_conversations(chosen, replace(plan, segments=parts)))
+        return FusedVLMImageFeatures(
+            pooler_output=[tokens for version in versions for tokens in version.pooler_output],  # type: ignore[arg-type]
+            visual_tokens_per_sample=[
+                count for version in versions for count in version.visual_tokens_per_sample or ()
+            ],
+        )
+
+    def _every_count(
+        self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]
+    ) -> tuple[list[list[torch.Tensor]], FusionPlan]:
         segments, plan = self.fuse_every_count(counts, **inputs)
         # CODEPATH: new variants read every turn on a row of its own, published ones behind the turns before it.
         if not self.config.fusion_row_per_turn and has_later_turns(plan):
@@ -110,15 +153,18 @@ class FusedVLMVisualModel(FusedVLMFusionModel):
                 "On this model's packed rows a second question reads the first one and its m, so its visual tokens "
                 "depend on that one's m; ask get_image_features at each m, or give one question per image."
             )
-        return {
-            count: FusedVLMImageFeatures(
-                pooler_output=[  # type: ignore[arg-type]  # one tensor per conversation
-                    torch.cat([segments[g][number] for g in group]) for group in plan.segments_per_sample()
-                ],
-                visual_tokens_per_sample=with_count(plan, count).visual_tokens_per_sample(),
-            )
-            for number, count in enumerate(counts)
-        }
+        return segments, plan
+
+
+def _of_conversations(segments: list[torch.Tensor], plan: FusionPlan) -> FusedVLMImageFeatures:
+    """Features of the visual tokens of every segment, joined by conversation in prompt order."""
+    groups = plan.segments_per_sample()
+    return FusedVLMImageFeatures(
+        pooler_output=[  # type: ignore[arg-type]  # one tensor per conversation
+            torch.cat([segments[g] for g in group]) for group in groups
+        ],
+        visual_tokens_per_sample=plan.visual_tokens_per_sample(),
+    )
 
 
 class FusedVLMEncoder(FusedVLMVisualModel):

@@ -42,7 +42,7 @@ class FusedVLMImageProcessorKwargs(ImagesKwargs, total=False):
         global_view: "padded_image" shows the image on a black square, as the published pipeline does; "canvas" shows
             the canvas of the local views, as the published image processor does on its own.
         keep_thin_images: see `plan_canvas`; `False` fails on extremely thin images as the published code does.
-        exact: whether views of 8-bit pictures are the published ones bit by bit; `False` is faster: tiles are resized
+        exact: whether views of 8-bit pictures are the published ones bit by bit; `False` is faster: tiles are shrunk
             by torch's kernels, up to one gray level off, and pictures of over 2.5 times the tile size are averaged
             before Lanczos shrinks them to the global view (fusedvlm's docs/performance.md has the differences).
         uint8_views: whether views are handed over as levels of 0..255, one byte each, and normalized by the model on

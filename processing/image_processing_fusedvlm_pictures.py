@@ -164,10 +164,13 @@ def _resized(picture: Image.Image, canvas: Canvas, options: ViewOptions) -> torc
 
 
 def _resized_by_torch(picture: Image.Image, canvas: Canvas, options: ViewOptions) -> torch.Tensor:
-    """(3, h, w) by torch's 8-bit kernels: up to one gray level from Pillow's, bilinear and bicubic alone."""
+    """(3, h, w) by torch's 8-bit kernels: up to one gray level from Pillow's, bilinear and bicubic alone.
+
+    Pictures that grow are resized by Pillow: there one pixel in a million would be two levels off.
+    """
     modes = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
     mode = modes.get(PILImageResampling(options.resample))
-    if mode is None:
+    if mode is None or picture.width < canvas.resized_width:
         return _resized(picture, canvas, options)
     size = (canvas.resized_height, canvas.resized_width)
     return torch.nn.functional.interpolate(_to_tensor(picture)[None], size=size, mode=mode, antialias=True)[0]

@@ -240,6 +240,8 @@ class GenerationArguments(FusedVLMArguments):
             never exceeds m. By default m' is the collator's.
         elastic_per_sample: draw an m for every sample rather than one for the whole step on all ranks.
         elastic_per_sample_sources: the same for the samples of some sources of `batch_groups` only.
+        elastic_samples_per_step: draw so many m for every step and train each sample at all of them, its views and
+            question read once; the loss is their mean. The LLM reads so many times the prompts, padded to the longest.
         elastic_seed: seed of the draw; it depends on nothing else but the step (per sample also on rank and batch).
         distillation_weight: weight of self-distillation: KL divergence from the same weights' answer distribution at
             the largest m, which are not changed by it. Costs a forward pass at the largest m per step. 0 is off.
@@ -282,6 +284,9 @@ class GenerationArguments(FusedVLMArguments):
         default=0.0, metadata={"help": "Weight of self-distillation from the largest m; 0 is off."}
     )
     distillation_temperature: float = field(default=1.0, metadata={"help": "Softens both distributions."})
+    elastic_samples_per_step: int = field(
+        default=1, metadata={"help": "Draw so many m per step; each sample is trained at all of them in one view pass."}
+    )
     elastic_seed: int = field(default=0, metadata={"help": "Seed of the draw of m."})
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up steps, or a fraction of all steps."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the data."})
@@ -304,6 +309,7 @@ class GenerationArguments(FusedVLMArguments):
                 "elastic_per_sample and distillation_weight need several m: set elastic_num_visual_tokens, "
                 "e.g. 1 8 64 256."
             )
+        self._check_samples_per_step()
         largest = max(self.elastic_counts() or (), default=math.inf)
         if largest < self.elastic_warmup_minimum:
             raise ValueError(
@@ -334,6 +340,21 @@ class GenerationArguments(FusedVLMArguments):
     def _check_loss(self) -> None:
         if self.loss_per == "answer" and (self.label_smoothing_factor or self.distillation_weight):
             raise ValueError("loss_per='answer' goes with neither label_smoothing_factor nor distillation_weight.")
+
+    def _check_samples_per_step(self) -> None:
+        number = self.elastic_samples_per_step
+        if number < 1:
+            raise ValueError(f"elastic_samples_per_step={number} must be at least 1, the m of a step.")
+        if number > 1 and self.elastic_counts() is None:
+            raise ValueError(
+                f"elastic_samples_per_step={number} needs several m: set elastic_num_visual_tokens or elastic_range."
+            )
+        one_each = self.elastic_per_sample or self.elastic_per_sample_sources
+        if number > 1 and (one_each or self.distillation_weight or self.label_smoothing_factor):
+            raise ValueError(
+                "elastic_samples_per_step gives every sample the same m, and goes with neither elastic_per_sample, "
+                "distillation_weight nor label_smoothing_factor."
+            )
 
     def _check_choices(self) -> None:
         choices, limits = self.elastic_num_visual_tokens, self.elastic_range

@@ -151,6 +151,26 @@ def shrink_visual_tokens(
     return result
 
 
+def join_versions(versions: Sequence[dict], pad_token_id: int) -> dict[str, Any]:
+    """One batch of several versions that differ in m alone: their prompts below one another, their images once.
+
+    Args:
+        versions: K batches as `shrink_visual_tokens` gives them, of the same samples.
+        pad_token_id: id in the LLM's vocabulary.
+
+    Returns:
+        Prompts (K x B, L), version after version, and `num_visual_tokens` (K, G).
+    """
+    joined = dict(versions[0])
+    for name, padding in PER_TOKEN.items():
+        if name in joined:
+            rows = [row for version in versions for row in version[name]]
+            padding = pad_token_id if name == "input_ids" else padding
+            joined[name] = pad_sequence(rows, batch_first=True, padding_value=padding)
+    joined["num_visual_tokens"] = torch.stack([version["num_visual_tokens"] for version in versions])
+    return joined
+
+
 def sample_of_segment(batch: dict) -> torch.Tensor:
     """(G,) the number of the sample each segment belongs to."""
     samples = torch.arange(len(batch["sample_num_images"])).repeat_interleave(batch["sample_num_images"].cpu())

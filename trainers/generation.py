@@ -16,11 +16,13 @@ from .elastic import (
     draw_from,
     draw_num_visual_tokens,
     draw_per_sample,
+    join_versions,
     octave,
     shares_from,
     shrink_visual_tokens,
 )
 
+FURTHER_DRAW = 1_000_005  # and those of further m of a step
 FOLLOWUP_DRAW = 1_000_003  # tells the draw of m' from those of m, whose keys are (seed, step, number of the source)
 MANY_COUNTS = 10  # with more m than this, logs and evaluation name doublings
 
@@ -124,6 +126,8 @@ class GenerationTrainer(FusedVLMTrainer):
             num_items_in_batch = num_items_in_batch.clamp(min=1)  # a step may have no labeled token at all
         inputs["answer_logits_only"] = self.label_smoother is None
         drawn = self.draw(len(inputs["input_ids"]))
+        if self.args.elastic_samples_per_step > 1 and isinstance(drawn, int) and "num_visual_tokens" in inputs:
+            return self._loss_of_several(model, inputs, drawn, return_outputs, num_items_in_batch)
         shrunk = self.shrink(inputs, drawn, self.draw_followup())
         self.throughput.count(shrunk)
         loss, outputs = self._loss(model, shrunk, num_items_in_batch)
@@ -136,6 +140,35 @@ class GenerationTrainer(FusedVLMTrainer):
         if self.args.distillation_weight and is_smaller and self.label_smoother is None:
             loss = loss + self._distillation(model, inputs, outputs["logits"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_several(
+        self, model: Any, inputs: dict, first: int, return_outputs: bool, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Mean of the losses at several m of the same samples, from one pass over their views and questions."""
+        drawn, followup = [first, *self.draw_more()], self.draw_followup()
+        versions = [self.shrink(inputs, m, followup) for m in drawn]
+        joined = join_versions(versions, self.processing_class.tokenizer.pad_token_id)
+        self.throughput.count({**joined, "num_visual_tokens": joined["num_visual_tokens"].amax(0)})
+        loss, outputs = self._loss(model, joined, num_items)
+        rows = torch.tensor(drawn).repeat_interleave(len(inputs["input_ids"]))
+        self._record_parts(outputs["logits"].detach(), joined["labels"], rows)
+        if num_items is not None:
+            loss = loss / len(drawn)  # labels are counted once, and are learned at every m
+        return (loss, outputs) if return_outputs else loss
+
+    def draw_more(self) -> list[int]:
+        """The other m of the current step, with `elastic_samples_per_step`; the same on every rank."""
+        args, (step, _) = self.args, self._micro_batch
+        source = self.source_of_batch()
+        shares = args.elastic_shares(source)
+        if shares is None:
+            return []
+        if step < args.elastic_warmup_fraction * self.state.max_steps and source in (
+            args.elastic_warmup_sources or [source]
+        ):
+            shares = shares_from(shares, args.elastic_warmup_minimum) or {max(shares): 1.0}
+        keys = range(1, args.elastic_samples_per_step)
+        return [draw_from(shares, args.elastic_seed, step, FURTHER_DRAW, key) for key in keys]
 
     def shrink(self, inputs: dict, drawn: int | torch.Tensor | None, followup: int | None = None) -> dict:
         """The batch at the m, and the m', that were drawn."""

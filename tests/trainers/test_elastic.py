@@ -19,6 +19,7 @@ from fusedvlm.trainers import (
     draw_per_sample,
     shrink_visual_tokens,
 )
+from fusedvlm.trainers.elastic import join_versions
 
 SAMPLES = [
     {
@@ -157,6 +158,74 @@ def test_the_largest_m_is_its_own_teacher(backbones, processor, tmp_path):
         trainer.train()
         losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
     assert losses[0] == losses[1]
+
+
+def test_several_m_of_a_step_share_the_views_and_have_the_gradients_of_one_step_each(backbones, processor):
+    """Conversations of several images and turns, and without an image; by hand, m by m, and all at once."""
+    model = tiny.build_model(backbones).train()
+    batch = ConversationCollator(processor, num_visual_tokens=12, num_followup_visual_tokens=3)(SAMPLES)
+    ids = (processor.image_token_id, processor.tokenizer.pad_token_id)
+    versions = [shrink_visual_tokens(batch, m, *ids) for m in (12, 1, 5)]
+    passes = []
+    hook = model.model.vision_tower.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def gradients(*batches):
+        model.zero_grad()
+        losses = [model(**one, num_items_in_batch=torch.tensor(9.0)).loss for one in batches]
+        sum(losses).backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return sum(loss.item() for loss in losses), found
+
+    alone_loss, alone = gradients(*versions)
+    assert len(passes) == 3
+    joined = join_versions(versions, ids[1])
+    assert joined["input_ids"].shape[0] == 9
+    assert joined["num_visual_tokens"].shape[0] == 3
+    loss, together = gradients(joined)
+    hook.remove()
+    assert len(passes) == 4
+    assert loss == pytest.approx(alone_loss, rel=1e-5)
+    assert set(together) == set(alone)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()) + 1e-7)
+
+
+def test_a_trainer_with_several_m_per_step_takes_their_mean_and_logs_each(backbones, processor, tmp_path):
+    trainer = elastic_trainer(
+        backbones, processor, tmp_path, elastic_samples_per_step=3, max_steps=3, gradient_accumulation_steps=2
+    )
+    drawn = []
+    more = trainer.draw_more
+    trainer.draw_more = lambda: drawn.append(more()) or drawn[-1]
+    trainer.train()
+    assert drawn[0] == drawn[1]  # micro-batches of a step agree
+    assert {m for further in drawn for m in further} <= {1, 4, 12}
+    for step, row in enumerate(row for row in trainer.state.log_history if "loss" in row):
+        every = [draw_num_visual_tokens([1, 4, 12], step, 0), *drawn[2 * step]]
+        parts = [row[f"loss_m_{m}"] for m in every]
+        assert {name for name in row if name.startswith("loss_m_")} == {f"loss_m_{m}" for m in every}
+        assert row["loss"] == pytest.approx(sum(parts) / 3, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"elastic_samples_per_step": 0},
+        {"elastic_samples_per_step": 2, "elastic_per_sample": True},
+        {"elastic_samples_per_step": 2, "distillation_weight": 0.5},
+        {"elastic_samples_per_step": 2, "elastic_num_visual_tokens": None},
+    ],
+    ids=str,
+)
+def test_several_m_per_step_are_refused_where_they_mean_nothing(tmp_path, options):
+    with pytest.raises(ValueError, match="elastic_samples_per_step"):
+        arguments(GenerationArguments, tmp_path, **{"elastic_num_visual_tokens": [1, 4], **options})
+
+
+def test_versions_with_other_questions_are_refused(model, processor):
+    batch = ConversationCollator(processor, num_visual_tokens=12)(SAMPLES)
+    with pytest.raises(ValueError, match="2 entries per version for 4 questions"):
+        model(**{**batch, "num_visual_tokens": torch.ones(3, 2, dtype=torch.long)})
 
 
 def test_options_without_several_m_are_refused(tmp_path):
