@@ -12,7 +12,7 @@ VLLM_VENV ?= .venv-vllm
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart goals test lint types format pytest test-oldest env-vllm test-vllm fuzz mutants docs wheel-smoke stranger clean
+.PHONY: help install development quickstart goals test lint types format pytest test-oldest env-vllm test-vllm fuzz mutants docs wheel-smoke stranger bench-guard bench-gpu clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -81,6 +81,12 @@ $(OLDEST_VENV)/.oldest: pyproject.toml
 
 test-oldest: $(OLDEST_VENV)/.oldest  ## Run the test suite with the oldest supported transformers, in an environment of its own.
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -n auto --dist loadscope $(PYTEST_ARGS)
+
+bench-guard: development  ## Re-measure the cheap speed ratios and fail when one fell 25 % below its record. ARGS="--slow sweep" shows it fail.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard.py $(ARGS)
+
+bench-gpu: development  ## Measure the paper's size with random weights on this machine's GPU; about 20 minutes, goes on where it was.
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: development  ## Build the docs as a site, with the API, in build/site; a warning is an error. ARGS=serve shows them while you write.
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

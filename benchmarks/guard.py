@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import decode
 import divergence
@@ -124,13 +123,13 @@ def fallen(found: dict[str, float], recorded: dict[str, float], tolerance: float
     return problems
 
 
-def look(names: list[str], rounds: int, slowed: list[str], recorded: dict[str, float]) -> dict[str, Any]:
+def look(
+    names: list[str], rounds: int, slowed: list[str], recorded: dict[str, float], tolerance: float = TOLERANCE
+) -> dict[str, Spread]:
     """Ratios of some cases; what fell is measured again with more rounds, for the machine may have been busy."""
     found = {name: measure(name, rounds, name in slowed) for name in names}
-    for name in fallen(
-        {name: found[name].median for name in names if name in recorded},
-        {n: recorded[n] for n in names if n in recorded},
-    ):
+    gains = {name: found[name].median for name in names if name in recorded}
+    for name in fallen(gains, {name: recorded[name] for name in gains}, tolerance):
         found[name] = measure(name, 3 * rounds, name in slowed)
     return found
 
@@ -140,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which ones; all by default: {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="share of a record that may be lost")
     parser.add_argument("--slow", action="append", default=[], choices=[*CASES], help="run this one's fast way twice")
     parser.add_argument("--write", action="store_true", help="record what is found instead of comparing it")
     options = parser.parse_args()
@@ -149,7 +149,7 @@ def main() -> None:
     one_thread()
     load = os.getloadavg()[0]
     recorded = {} if options.write or not RECORD.exists() else json.loads(RECORD.read_text(encoding="utf-8"))["gains"]
-    found = look(names, options.rounds, options.slow, recorded)
+    found = look(names, options.rounds, options.slow, recorded, options.tolerance)
     for name, spread in found.items():
         print(f"{name:<12} {spread.text():<28} recorded {recorded.get(name, float('nan')):.3g}")
     gains = {name: round(spread.median, 3) for name, spread in found.items()}
@@ -157,7 +157,7 @@ def main() -> None:
         document = {"gains": gains, "environment": environment(load)}
         RECORD.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         return
-    problems = fallen(gains, {name: gain for name, gain in recorded.items() if name in names})
+    problems = fallen(gains, {name: gain for name, gain in recorded.items() if name in names}, options.tolerance)
     if problems:
         sys.exit("Slower than its record:\n" + "\n".join(f"  {name}: {text}" for name, text in problems.items()))
 

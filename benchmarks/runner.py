@@ -169,7 +169,7 @@ def markdown(record: Record, where: Mapping[str, Any]) -> str:
         lines += ["| goal | wanted | found | |", "|---|---|---|---|"]
         for goal in record.goals:
             sign = "<=" if goal.at_most else ">="
-            said = "met" if goal.is_met else f"not met: {goal.unmet or 'see above'}"
+            said = "met" if goal.is_met else f"not met: {goal.unmet or 'no reason recorded'}"
             lines.append(f"| {goal.what} | {sign} {goal.goal:g} | {goal.found:.3g} | {said} |")
         lines.append("")
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())

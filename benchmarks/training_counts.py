@@ -1,7 +1,6 @@
 """A training step at several m of the same samples: one forward and backward for each m, or one for all.
 
-Width 256 in vision and fusion with the paper's proportions of layers, an LLM of four layers, four conversations of one
-image with ten views; the LLM is frozen, everything else learns.
+Width 256 in vision and fusion, an LLM of four layers; the LLM is frozen, everything else learns.
 
     OMP_NUM_THREADS=1 python benchmarks/training_counts.py --output benchmarks/results
 """
@@ -35,7 +34,8 @@ def build(
         "pixel_values": pixels(samples * views), "image_num_views": torch.full((samples,), views),
         "question_input_ids": torch.arange(100, 100 + 10 * samples), "question_lengths": torch.full((samples,), 10),
         "question_turns": torch.zeros(samples, dtype=torch.long), "num_visual_tokens": torch.full((samples,), largest),
-        "image_num_questions": torch.ones(samples, dtype=torch.long), "sample_num_images": torch.ones(samples, dtype=torch.long),
+        "image_num_questions": torch.ones(samples, dtype=torch.long),
+        "sample_num_images": torch.ones(samples, dtype=torch.long),
     }  # fmt: skip
     versions = [shrink_visual_tokens(batch, m, placeholder, 0) for m in COUNTS]
 
@@ -56,9 +56,12 @@ def main() -> None:
     load = os.getloadavg()[0]
     ways, number = build()
     alone, together = (way() for way in ways.values())
-    worst = max(
-        float((together[name] - alone[name]).abs().max() / alone[name].abs().max().clamp(min=1e-12)) for name in alone
+    # Of all gradients as one vector: the bias of keys has none at all but rounding.
+    whole, gap = (
+        torch.cat([part.flatten() for part in parts]).norm()
+        for parts in (alone.values(), [together[name] - alone[name] for name in alone])
     )
+    worst = float(gap / whole)
     record = Record(
         "training_counts",
         "Several m of a sample in one training step",
@@ -67,10 +70,10 @@ def main() -> None:
         "and 4 LLM layers (LLM frozen, width 128); forward and backward.",
     )
     times = take_turns(ways, options.rounds)
-    record.add(f"{number} samples x m", times, EACH, {TOGETHER: f"gradients differ by {worst:.1e} of the largest"})
+    record.add(f"{number} samples x m", times, EACH, {TOGETHER: f"gradients differ by {worst:.1e} of their norm"})
     record.goals = [
         Goal("samples x m per second over one m per pass", 1.5, record.gain(f"{number} samples x m", TOGETHER)),
-        Goal("largest relative difference of gradients", 1e-3, worst, at_most=True),
+        Goal("relative difference of gradients", 1e-5, worst, at_most=True),
     ]
     publish(record, options.output, load)
 

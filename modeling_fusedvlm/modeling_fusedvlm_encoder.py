@@ -131,17 +131,14 @@ class FusedVLMVisualModel(FusedVLMFusionModel):
         if plan is None or len(counts[0]) != len(plan.segments):
             asked = 0 if plan is None else len(plan.segments)
             raise ValueError(f"num_visual_tokens has {len(counts[0])} entries per version for {asked} questions.")
-        versions = []
+        features: Any = FusedVLMImageFeatures(pooler_output=[], visual_tokens_per_sample=[])  # type: ignore[arg-type]
         for version in counts:
             chosen = [segment[wanted.index(count)] for segment, count in zip(segments, version, strict=True)]
             parts = [replace(part, num_visual_tokens=m) for part, m in zip(plan.segments, version, strict=True)]
-            versions.append(_of_conversations(chosen, replace(plan, segments=parts)))
-        return FusedVLMImageFeatures(
-            pooler_output=[tokens for version in versions for tokens in version.pooler_output],  # type: ignore[arg-type]
-            visual_tokens_per_sample=[
-                count for version in versions for count in version.visual_tokens_per_sample or ()
-            ],
-        )
+            own: Any = _of_conversations(chosen, replace(plan, segments=parts))
+            features.pooler_output += own.pooler_output
+            features.visual_tokens_per_sample += own.visual_tokens_per_sample
+        return features
 
     def _every_count(
         self, counts: Sequence[int], **inputs: Unpack[FusedVLMKwargs]

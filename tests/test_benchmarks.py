@@ -124,3 +124,21 @@ def test_running_sums_equal_the_products_of_the_benchmark(load):
     for found in (divergence.vectorized(a, b), divergence.pair_curves(a, b)):
         for name, curve in expected.items():
             np.testing.assert_allclose(found[name], curve, atol=1e-6)
+
+
+def test_the_page_is_what_the_records_say(load):
+    writer = load("write_page")
+    assert writer.PAGE.read_text() == writer.page()
+
+
+def test_every_record_names_its_conditions(load):
+    load("runner")
+    writer = load("write_page")
+    for name in writer.ORDER:
+        record = json.loads((writer.RESULTS / f"{name}.json").read_text())
+        where = record["environment"]
+        assert where["commit"] != "unknown"
+        assert f"benchmarks/{name}.py" in where["command"]
+        assert {"torch", "transformers", "python"} <= set(where["versions"])
+        assert all(row["milliseconds"]["rounds"] >= 3 for row in record["rows"])
+        assert all(goal["is_met"] or goal["unmet"] for goal in record["goals"]), name

@@ -158,14 +158,13 @@ class GenerationTrainer(FusedVLMTrainer):
 
     def draw_more(self) -> list[int]:
         """The other m of the current step, with `elastic_samples_per_step`; the same on every rank."""
-        args, (step, _) = self.args, self._micro_batch
-        source = self.source_of_batch()
+        args: Any = self.args
+        step, source = self._micro_batch[0], self.source_of_batch()
         shares = args.elastic_shares(source)
         if shares is None:
             return []
-        if step < args.elastic_warmup_fraction * self.state.max_steps and source in (
-            args.elastic_warmup_sources or [source]
-        ):
+        is_warming_up = step < args.elastic_warmup_fraction * self.state.max_steps
+        if is_warming_up and source in (args.elastic_warmup_sources or [source]):
             shares = shares_from(shares, args.elastic_warmup_minimum) or {max(shares): 1.0}
         keys = range(1, args.elastic_samples_per_step)
         return [draw_from(shares, args.elastic_seed, step, FURTHER_DRAW, key) for key in keys]
