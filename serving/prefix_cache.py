@@ -63,7 +63,7 @@ class PrefixCache:
 
 def is_plain(state: Any) -> bool:
     """Whether every layer keeps all keys and values of one row, so that it can be cut anywhere."""
-    layers = getattr(state, "layers", None) or ()
+    layers: Any = getattr(state, "layers", None) or ()
     return len(layers) > 0 and all(
         type(layer) is DynamicLayer and layer.keys is not None and len(layer.keys) == 1 for layer in layers
     )

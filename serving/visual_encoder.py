@@ -31,6 +31,7 @@ from .byte_cache import ByteCache, KnownImage, size_of
 MOST_VIEWS = 40  # that go through the vision tower, or stand before the fusion decoder, in one pass
 _NAMES: WeakKeyDictionary = WeakKeyDictionary()  # model -> what names it in a cache that several models share
 Question = tuple[tuple[int, ...], int]  # its tokens, and m
+Step = tuple[str, tuple[Question, ...]]  # an image's key, and the questions about it so far
 
 
 @dataclass
@@ -220,20 +221,18 @@ class VisualEncoder:
 
     def _continue(self, work: list[_Segment]) -> list[torch.Tensor]:
         """(m, C) states of every segment; questions that read others come after those."""
-        states: dict[Hashable, torch.Tensor] = {}
+        states: dict[Step, torch.Tensor] = {}
         caches = self._start({segment.image.key: segment.image for segment in work})
-        rounds: list[dict[tuple[str, tuple[Question, ...]], tuple[str, tuple[Question, ...]]]] = []
+        rounds: list[dict[Step, None]] = []  # without repetition, in order
         for segment in work:
             # Of a history the part that is not kept has to be read question by question.
             begin = next(n for n in range(len(segment.history) - 1, -1, -1) if self._has(caches, segment, n))
             for place, stop in enumerate(range(begin + 1, len(segment.history) + 1)):
                 while len(rounds) <= place:
                     rounds.append({})
-                history = segment.history[:stop]
-                rounds[place][segment.image.key, history] = (segment.image.key, history)
+                rounds[place][segment.image.key, segment.history[:stop]] = None
         for steps in rounds:
-            for (image, history), state in zip(steps, self._read(list(steps.values()), caches), strict=True):
-                states[image, history] = state
+            states.update(zip(steps, self._read(list(steps), caches), strict=True))
         return [states[segment.image.key, segment.history] for segment in work]
 
     def _has(self, caches: dict[Hashable, Cache], segment: _Segment, length: int) -> bool:
@@ -272,7 +271,7 @@ class VisualEncoder:
                 batch = []
         return found
 
-    def _read(self, steps: list[tuple[str, tuple[Question, ...]]], caches: dict[Hashable, Cache]) -> list[torch.Tensor]:
+    def _read(self, steps: list[Step], caches: dict[Hashable, Cache]) -> list[torch.Tensor]:
         """One more question behind each of several states, which are kept where later questions read it."""
         before = [share_cache(caches[image, () if self._alone else history[:-1]]) for image, history in steps]
         asked = [history[-1] for _, history in steps]

@@ -163,10 +163,10 @@ def bubbles(turns: Any, question: Any = None, answered: Any = "", note: Any = ""
     for asked, answer, cost in turns:
         shown += [
             {"role": "user", "content": asked},
-            {"role": "assistant", "content": f"{answer}\n\n<small>{cost}</small>"},
+            {"role": "assistant", "content": f"{answer}\n\n({cost})"},
         ]
     if question is not None:
-        below = f"\n\n<small>{note}</small>" if note else ""
+        below = f"\n\n({note})" if note else ""
         shown += [{"role": "user", "content": question}, {"role": "assistant", "content": f"{answered or '…'}{below}"}]
     return shown
 
@@ -220,8 +220,10 @@ with gr.Blocks(title=SETTINGS["title"]) as demo:
             longest = gr.Slider(1, 512, value=64, step=1, label="Longest answer, tokens")
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
-                chat = gr.Chatbot(label="m", height=340, min_width=240, elem_id="chat")
-                other = gr.Chatbot(label="m beside it", height=340, min_width=240, elem_id="other")
+                chat = gr.Chatbot(label="m", height=340, min_width=240, elem_id="chat", render_markdown=False)
+                other = gr.Chatbot(
+                    label="m beside it", height=340, min_width=240, elem_id="other", render_markdown=False
+                )
             words = gr.Textbox(label="Question", value=SETTINGS["question"], lines=2, elem_id="words")
             with gr.Row():
                 button = gr.Button("Ask", variant="primary", elem_id="ask")

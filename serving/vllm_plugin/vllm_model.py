@@ -63,10 +63,10 @@ class FusedVLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP
         if config.fuse_question and config.connector_class.question_tokens == "llm":
             raise ValueError(f"The {config.connector} connector reads the question with the LLM; use another engine.")
         self.config = config
-        plain: Any = self  # vLLM's own methods
-        with plain._mark_tower_model(vllm_config, "image"):
+        marks: Any = self
+        with marks._mark_tower_model(vllm_config, "image"):
             self.encoder = FusedVLMVisualModel(config).to(model_config.dtype).eval()
-        with plain._mark_language_model(vllm_config):
+        with marks._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config, hf_config=config.text_config, prefix=maybe_prefix(prefix, "language_model")
             )

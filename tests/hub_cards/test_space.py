@@ -179,7 +179,7 @@ def said(chat) -> tuple[str, str]:
     """The last answer of a chat, and the line on what it cost."""
     content = chat[-1]["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    answer, cost = re.fullmatch(r"(.*)\n\n<small>(.*)</small>", text, re.DOTALL).groups()
+    answer, cost = re.fullmatch(r"(.*)\n\n\((.*)\)", text, re.DOTALL).groups()
     return answer.strip(), cost
 
 

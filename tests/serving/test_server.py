@@ -1,16 +1,24 @@
 """The server against an unmodified OpenAI client: the answers are those of `generate`."""
 
+import contextlib
+import dataclasses
+import gc
 import json
+import os
 import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fusedvlm import serving
-from fusedvlm.tests.serving.api_cases import CASES, NEW, extra, for_client, running, said, user, write_case
+from fusedvlm.serving import user_message
+from fusedvlm.serving.byte_cache import size_of
+from fusedvlm.tests import tiny
+from fusedvlm.tests.serving.api_cases import CASES, NEW, QUESTIONS, extra, for_client, running, said, user, write_case
 
 for name in ("starlette", "uvicorn", "httpx", "prometheus_client"):
     pytest.importorskip(name, reason="serving is not installed (pip install 'fusedvlm[serve]')")
@@ -303,3 +311,95 @@ def test_the_example_of_the_docs_answers(address, server, capsys):
     settings = server.settings
     assert f"at most {30} seconds" in " ".join(page.split())
     assert settings.max_queue == 64
+
+
+def test_slow_huge_and_too_many_requests_are_turned_away(folder):
+    """With limits of a size that a test can exceed."""
+    server = serving.build_server(
+        serving.LocalOptions(str(folder / "ref"), device="cpu", name="tiny", max_image_bytes=2000)
+    )
+    server.settings = dataclasses.replace(server.settings, body_seconds=0.5, max_queue=2)
+    web, body = httpx(), {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    with running(server) as address:
+        host, port = address.removeprefix("http://").split(":")
+        # A body that never comes, twice: there is no place for a third request, and then there is again.
+        waiting = [socket.create_connection((host, int(port)), timeout=30) for _ in range(2)]
+        for connection in waiting:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        until = time.monotonic() + 10
+        while server.running < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        full = web.post(f"{address}/v1/chat/completions", json=body)
+        assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+        for connection in waiting:
+            assert b" 408 " in connection.recv(4000).split(b"\r\n")[0]
+            connection.close()
+        assert web.post(f"{address}/v1/chat/completions", json=body).status_code == 200
+        most = server.settings.max_body
+        assert web.post(f"{address}/v1/chat/completions", content=b"x" * (most + 1)).status_code == 413
+
+        def chunks():
+            for _ in range(most // 2**16 + 2):
+                yield b"x" * 2**16
+
+        with contextlib.suppress(web.WriteError, web.RemoteProtocolError):  # it need not read what it does not take
+            assert web.post(f"{address}/v1/chat/completions", content=chunks()).status_code == 413
+        picture = for_client([user("what?", 2)])
+        big = web.post(f"{address}/v1/chat/completions", json={**body, "messages": with_noise(picture)})
+        assert (big.status_code, "at most 2,000 are taken" in big.text) == (400, True)
+        assert server.running == 0
+
+
+def with_noise(messages):
+    """The same with a picture that cannot be packed into few bytes."""
+    import numpy as np
+    from PIL import Image
+
+    from fusedvlm.tests.serving.api_cases import data_uri
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    content = [{"type": "image_url", "image_url": {"url": data_uri(noise)}}, messages[0]["content"][-1]]
+    return [{"role": "user", "content": content}]
+
+
+def test_memory_stays_flat_over_many_mixed_requests(folder):
+    """Every request another image or question, through a cache that holds a few; FUSEDVLM_REQUESTS asks for more."""
+    server = serving.build_server(
+        serving.LocalOptions(
+            str(folder / "ref"), device="cpu", name="tiny", cache_bytes=400_000, language_cache_bytes=400_000
+        )
+    )
+    answerer = server.engine.answerer
+    number = int(os.environ.get("FUSEDVLM_REQUESTS", "240"))
+    memory = []
+    for request in range(number):
+        image = tiny.picture(request % 97, 30 + request % 60, 30 + request % 41)
+        conversation = [user_message(image, f"{QUESTIONS[request % 4]} {request % 13}")]
+        if request % 5 == 0:
+            conversation += [tiny.assistant("a cat"), user_message([], "sure?")]
+        prompts = answerer.prompts([conversation], 1 + request % 12)
+        answerer.generate(prompts, max_new_tokens=2, do_sample=False)
+        assert answerer.encoder.cache.num_bytes <= 400_000
+        assert answerer.prefixes.cache.num_bytes <= 400_000
+        if request % 40 == 39:
+            gc.collect()
+            memory.append(psutil.Process().memory_info().rss)
+    kept = [size_of(entry) for entry in held(answerer.encoder.cache)]
+    assert sum(kept) == answerer.encoder.cache.num_bytes
+    assert answerer.encoder.cache.evictions > number / 4
+    assert memory[-1] - memory[len(memory) // 2] < 24 * 2**20, [size // 2**20 for size in memory]
+
+
+def held(cache):
+    return [cache.peek(key) for key in cache.keys()]  # noqa: SIM118
+
+
+def test_texts_of_several_threads_do_not_mix(server):
+    """Tokenizers keep settings of a call in themselves: without a lock, markers of one prompt become text of another."""
+    texts = [
+        [user_message([], text)] for text in ("hello <image> </s> you", "plain", "<s> yes </s>", "what <|question|>")
+    ]
+    alone = [server.engine.answerer.prompts([text])[0].input_ids for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(lambda n: server.engine.answerer.prompts([texts[n % 4]])[0].input_ids, range(400))]
+    assert all(ids == alone[n % 4] for n, ids in enumerate(found))
