@@ -26,7 +26,18 @@ import json, resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, capture_output=True)
 print(json.dumps(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
-HELPS = ("check", "plan", "train", "scaling fit", "info", "profile", "describe", "data check", "push")
+HELPS = (
+    "check",
+    "plan",
+    "train",
+    "train contrastive",
+    "scaling fit",
+    "info",
+    "profile",
+    "describe",
+    "data check",
+    "push",
+)
 
 
 def cases(variant: str) -> dict[str, list[str]]:

@@ -6,13 +6,11 @@ dense LLM counts. A multiply-add is two FLOPs. Softmax, norms, rotary embedding 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMConnector
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMConnector, FusedVLMForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Shapes:
     vision_width: int
     vision_tokens: int
     patch_flops: int
-    connector: "FusedVLMConnector"
+    connector: FusedVLMConnector
     llm_linear: int
     llm_head: int
     llm_layers: int
@@ -63,10 +61,8 @@ class Flops:
         return {**asdict(self), "first_token": self.first_token}
 
 
-def read_shapes(config: "FusedVLMConfig") -> Shapes:
+def read_shapes(config: FusedVLMConfig) -> Shapes:
     """Shapes of a `FusedVLMConfig`; the default config is the paper's size."""
-    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-
     with torch.device("meta"):
         model = FusedVLMForConditionalGeneration(config).requires_grad_(False)  # torch's counter hooks gradients
     tower, connector = model.model.vision_tower, model.model.connector

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
+
+from fusedvlm.modeling_fusedvlm import FusedVLMConfig, FusedVLMForConditionalGeneration
 
 from .counts import Shapes, count_flops, kv_cache_bytes
 
@@ -21,9 +23,6 @@ if sys.platform == "win32":  # which has no `resource`
     import psutil
 else:
     import resource
-
-if TYPE_CHECKING:
-    from fusedvlm.modeling_fusedvlm import FusedVLMConfig
 
 STAGES = ("encode", "fuse", "prefill", "decode")
 DECODE_STEPS = 16
@@ -144,10 +143,8 @@ class StagedModel:
 
 
 @torch.no_grad()
-def count_with_torch(config: "FusedVLMConfig", m: int, workload: Workload) -> dict[str, float]:
+def count_with_torch(config: FusedVLMConfig, m: int, workload: Workload) -> dict[str, float]:
     """FLOPs of each stage as torch's counter sees them, on the meta device: no weights are made."""
-    from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
-
     with torch.device("meta"):
         staged = StagedModel(FusedVLMForConditionalGeneration(config).eval().requires_grad_(False), workload)
     pixels = staged.pixels()
@@ -164,7 +161,7 @@ def count_with_torch(config: "FusedVLMConfig", m: int, workload: Workload) -> di
     return {"vision": vision, "fusion": fusion, "prefill": prefill, "decode_step": decode}
 
 
-def check_counts(config: "FusedVLMConfig", shapes: Shapes, m: int, workload: Workload, tolerance: float = 1e-3) -> None:
+def check_counts(config: FusedVLMConfig, shapes: Shapes, m: int, workload: Workload, tolerance: float = 1e-3) -> None:
     """Compare our counts with torch's, stage by stage.
 
     Raises:
@@ -218,7 +215,7 @@ def _peak_process_bytes() -> int:
 
 
 def profile(
-    config: "FusedVLMConfig",
+    config: FusedVLMConfig,
     shapes: Shapes,
     counts: list[int],
     workload: Workload,

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -10,6 +11,7 @@ from fusedvlm.trainers.recipes.command_words import check_places, read_recipe
 from fusedvlm.trainers.recipes.recipe_files import STAGES, did_you_mean, shipped_presets, shipped_recipes
 
 # Words belong to TRL's parser: this module only sorts them by stage and answers --help.
+HELP = Path(__file__).parent / "recipes" / "help"  # written by recipe_help: its fields take seconds to import
 WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 train = typer.Typer(
@@ -67,6 +69,10 @@ def run_words(words: Sequence[str]) -> None:
         raise ValueError(f"Name a stage: {did_you_mean(asked, STAGES)}")
     stage, rest = words[0], list(words[1:])
     if any(word in ("-h", "--help", "--help-all") for word in rest):
+        written = HELP / f"{stage}.txt"
+        if "--help-all" not in rest and written.exists():
+            show(written.read_text(encoding="utf-8").rstrip("\n"))
+            return
         from fusedvlm.trainers.recipes.recipe_help import stage_help
 
         show(stage_help(stage, everything="--help-all" in rest))

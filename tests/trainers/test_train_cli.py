@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 
 import pytest
@@ -15,8 +16,9 @@ from fusedvlm.tests import fork_server, tiny
 from fusedvlm.tests.trainers import smoke
 from fusedvlm.trainers import run_recipe
 from fusedvlm.trainers.checkpoints import problems
-from fusedvlm.trainers.cli import main
-from fusedvlm.trainers.recipes.recipe_files import load_recipe, set_field
+from fusedvlm.trainers.cli import HELP, main
+from fusedvlm.trainers.recipes.recipe_files import STAGES, load_recipe, set_field
+from fusedvlm.trainers.recipes.recipe_help import stage_help
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +180,22 @@ def test_help_is_short_and_help_all_is_not():
     assert "--torch_empty_cache_steps" not in short.stdout
     assert len(short.stdout.splitlines()) < 140 < len(everything.stdout.splitlines())
     assert "--identity_loss_weight" in CliRunner().invoke(app, ["train", "contrastive", "-h"]).stdout
+
+
+@pytest.mark.skipif(tiny.OLDEST, reason="older versions have fewer fields")
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_written_help_is_that_of_the_fields(stage):
+    assert (HELP / f"{stage}.txt").read_text() == stage_help(stage) + "\n"
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    script = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom fusedvlm.cli import app\n"
+        "done = CliRunner().invoke(app, ['train', 'contrastive', '--help'])\n"
+        "print(done.exit_code, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 []"
 
 
 def test_recipes_are_listed():

@@ -1,8 +1,14 @@
-"""`fusedvlm train STAGE --help`: the fields of a recipe by section, short unless asked for all of them."""
+"""`fusedvlm train STAGE --help`: the fields of a recipe by section, short unless asked for all of them.
+
+The short pages are written down, for their fields come from transformers' trainer, whose import takes seconds:
+`python -m fusedvlm.trainers.recipes.recipe_help` writes them again, and a test compares them.
+"""
 
 import textwrap
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 
+from .recipe_files import STAGES
 from .recipe_parsing import ESSENTIAL
 from .run_arguments import dataclasses_of
 
@@ -57,3 +63,15 @@ def _line(entry: Field) -> str:
     if len(name) > 32:
         return "\n".join([name, *body])
     return "\n".join([f"{name:<34}{first}", *body[1:]])
+
+
+def main() -> None:
+    """Write the short page of every stage."""
+    folder = Path(__file__).parent / "help"
+    folder.mkdir(exist_ok=True)
+    for stage in STAGES:
+        (folder / f"{stage}.txt").write_text(stage_help(stage) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
