@@ -88,6 +88,25 @@ bench-guard: development  ## Re-measure the cheap speed ratios and fail when one
 bench-gpu: development  ## Measure the paper's size with random weights on this machine's GPU; about 20 minutes, goes on where it was.
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
+# Layered environments: the tools pin against each other, and against us; each lies over .venv, which stays as it is.
+.venv-vlmeval/.ready: pyproject.toml | $(BIN)/fusedvlm
+	$(BIN)/python -m venv .venv-vlmeval
+	$(BIN)/python tests/evaluation/layer.py .venv-vlmeval
+	.venv-vlmeval/bin/python -m pip install --quiet "ms-vlmeval==0.0.20" "rouge_score==0.1.2" "pycocoevalcap==1.2"
+	touch $@
+
+env-vlmeval: .venv-vlmeval/.ready  ## Install VLMEvalKit beside .venv, for `fusedvlm evaluate --harness vlmevalkit`, and compare scores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 tests/evaluation/test_paper_benchmarks.py tests/evaluation/test_harnesses.py
+
+.venv-lmms/.ready: pyproject.toml | $(BIN)/fusedvlm
+	$(BIN)/python -m venv .venv-lmms
+	$(BIN)/python tests/evaluation/layer.py .venv-lmms
+	.venv-lmms/bin/python -m pip install --quiet "lmms-eval==0.7.3"
+	touch $@
+
+env-lmms: .venv-lmms/.ready  ## Install lmms-eval beside .venv, for `fusedvlm evaluate --harness lmms-eval`, and run it.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 tests/evaluation/test_harnesses.py
+
 docs: development  ## Build the docs as a site, with the API, in build/site; a warning is an error. ARGS=serve shows them while you write.
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python setup.py --quiet links

@@ -16,6 +16,9 @@ build_tasks = late_function("fusedvlm.evaluation.task_options", "build_tasks")
 run_evaluation = late_function("fusedvlm.evaluation.run_evaluation", "run_evaluation")
 fusion_inputs = late_function("fusedvlm.evaluation.run_evaluation", "fusion_inputs")
 parse_counts = late_function("fusedvlm.evaluation.task_options", "parse_counts")
+vlmeval_tasks = late_function("fusedvlm.evaluation.task_options", "vlmeval_tasks")
+run_lmms = late_function("fusedvlm.evaluation.harnesses.lmms_run", "run_lmms")
+output_folder = late_function("fusedvlm.evaluation.run_evaluation", "output_folder")
 make_endpoint = late_function("fusedvlm.data.generate.llm_client", "Endpoint")
 split_list = late_function("fusedvlm.evaluation.task_options", "split_list")
 score_lines = late_function("fusedvlm.evaluation.run_evaluation", "score_lines")
@@ -44,6 +47,9 @@ def evaluate(
             help="Numbers of visual tokens between commas, such as 1,8,64; the variants' own by default.",
         ),
     ] = None,
+    harness: Annotated[
+        str, typer.Option(help="Whose data, prompts and scores: local, vlmevalkit or lmms-eval (make env-...).")
+    ] = "local",
     data: Annotated[
         Path | None, typer.Option(help="Folder of the benchmarks' files, NAME.tsv; $LMUData or ~/LMUData by default.")
     ] = None,
@@ -95,7 +101,16 @@ def evaluate(
     """
     wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
     folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
-    built = build_tasks(names, folder, preset, bare_question, limit, max_new_tokens)
+    require_harness(harness, preset, limit, base_url)
+    if harness == "lmms-eval":
+        found = run_lmms(model, names, wanted, output, {"limit": limit, "device": device, "batch_size": batch_size})
+        tell(*found, model, json_output, None)
+        return
+    if harness == "vlmevalkit":
+        place = (output or Path(output_folder(model, None))) / "evaluation"
+        built = vlmeval_tasks(names, folder, place, bare_question, max_new_tokens)
+    else:
+        built = build_tasks(names, folder, preset, bare_question, limit, max_new_tokens)
     require_cells(against, [task.name for task in built])
     options: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "concurrency": concurrency}
     if base_url is not None:
@@ -104,7 +119,13 @@ def evaluate(
     done = run_evaluation(model, built, wanted, output, command, view_cache, batch_size, **options)
     if done is None:
         return  # another process of this run tells the results
-    results, rows, path = done
+    tell(*done, model, json_output, against)
+
+
+def tell(
+    results: dict[str, Any], rows: list[Any], path: Path, model: str, json_output: bool, against: str | None
+) -> None:
+    """Show results, beside the paper's where that is asked."""
     kind = fusion_inputs(model) if against else ""
     cells = against_paper(rows, kind) if against else []
     if json_output:
@@ -114,6 +135,16 @@ def evaluate(
     for line in [*score_lines(rows), *(cell_lines(cells, kind) if against else [])]:
         show(line)
     say(f"Scores in {path}; answers in {path.parent / 'evaluation'}.")
+
+
+def require_harness(harness: str, preset: str, limit: int | None, base_url: str | None) -> None:
+    """Raise `ValueError` for a harness that there is none of, or options that it does not take."""
+    if harness not in ("local", "vlmevalkit", "lmms-eval"):
+        raise ValueError(f"--harness {harness}: there are local, vlmevalkit and lmms-eval.")
+    if harness == "vlmevalkit" and (limit is not None or preset != "paper"):
+        raise ValueError("--harness vlmevalkit scores whole sets by its own prompts; leave --limit and --preset out.")
+    if harness == "lmms-eval" and base_url is not None:
+        raise ValueError("--harness lmms-eval runs the weights; leave --base-url out.")
 
 
 def require_cells(against: str | None, names: list[str]) -> None:

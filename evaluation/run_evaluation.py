@@ -72,7 +72,10 @@ def run_evaluation(
     if evaluation is None:
         return None
     say_unread(evaluation)
-    path = write_results(folder, evaluation)
+    path = write_results(folder, evaluation) if evaluation.results.scores else folder / RESULTS
+    if evaluation.problems:
+        others = f" {len(evaluation.problems) - 1} more like it." if len(evaluation.problems) > 1 else ""
+        raise ValueError(evaluation.problems[0] + others)
     return plain_results(evaluation.results), evaluation.results.scores, path
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fusedvlm.model_source import HUB_ID
 
+from .harnesses.vlmeval_tasks import Bridge, VlmevalTask, find_python
 from .tasks.paper_benchmarks import BENCHMARKS, PAPER, find_benchmark, paper_task
 from .tasks.record_files import RecordFile
 from .tasks.task_kinds import KINDS, Captions, FileTask, guess_metric
@@ -80,6 +82,28 @@ def _task(name: str, data: Path, preset: str, bare_question: bool, limit: int | 
         return paper_task(Path(path), bare_question, limit)
     source = _source(path, limit)
     return make_task(source, metric, bare_question)
+
+
+def vlmeval_tasks(names: Sequence[str], data: Path, output: Path, bare_question: bool, cap: int | None) -> list[Any]:
+    """Benchmarks as VLMEvalKit asks and scores them.
+
+    Args:
+        names: that VLMEvalKit knows.
+        data: folder of their files.
+        output: of the evaluation.
+        bare_question: whether the fusion module reads the question without options and instructions.
+        cap: of an answer, in place of the paper's.
+
+    Raises:
+        ValueError: where VLMEvalKit is not installed, or a name is a path.
+    """
+    if wrong := next((name for name in names if "/" in name or name.endswith(ENDINGS)), None):
+        raise ValueError(
+            f"--harness vlmevalkit takes names of its benchmarks, not {wrong!r:.60}; put files into --data."
+        )
+    find_python()
+    bridge = Bridge(data)
+    return [VlmevalTask(name, output / "vlmevalkit", bridge, bare_question, cap or 0) for name in names]
 
 
 def make_task(source: RecordFile, metric: str, bare_question: bool = False) -> FileTask:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import fusedvlm
 from fusedvlm.console import say
@@ -45,12 +45,31 @@ class Asking:
         return self.commit or f"{self.model} at {self.address}"
 
 
+@runtime_checkable
+class ScoredElsewhere(Protocol):
+    """A task whose answers another tool scores."""
+
+    @property
+    def harness(self) -> tuple[str, str]:
+        """Its name and version."""
+
+    def score_rows(self, answers: Mapping[int, Mapping[str, str]], source: str, note: str) -> list[TaskScore]:
+        """Rows for answers {m: {index: text}}."""
+
+
 @dataclass
 class Evaluation:
-    """What a run gave: `results`, and `unread` with the first unreadable answers of each task, for people."""
+    """What a run gave.
+
+    Args:
+        results: of every task that could be scored.
+        unread: the first unreadable answers of each task, for people.
+        problems: tasks that could not be scored, and why; the others' scores stand.
+    """
 
     results: EvaluationResults
     unread: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 def collect(task: Task, part: Asking, folder: Path) -> dict[int, list[Judged]]:
@@ -70,18 +89,22 @@ def collect(task: Task, part: Asking, folder: Path) -> dict[int, list[Judged]]:
     return {m: [judge(task, record, known[record.index][m]) for record in task.records()] for m in part.counts}
 
 
-def refuse_silence(task: Task, judged: Mapping[int, Sequence[Judged]]) -> None:
-    """Raise `ValueError` for an m at which every answer is empty: that is no score of zero, something is wrong."""
+def silence(task: Task, judged: Mapping[int, Sequence[Judged]]) -> Iterator[str]:
+    """Every m at which all answers are empty: that is no score of zero, something is wrong."""
     for m, entries in judged.items():
         if entries and not any(entry.answer.strip() for entry in entries):
-            raise ValueError(
+            yield (
                 f"{task.name}: all {len(entries)} answers at m={m} are empty. The weights, the chat template or the "
-                f"cap of {task.max_new_tokens} tokens are wrong; nothing was scored."
+                f"cap of {task.max_new_tokens} tokens are wrong; it was not scored."
             )
 
 
 def score_rows(task: Task, judged: Mapping[int, Sequence[Judged]], source: str, note: str) -> list[TaskScore]:
-    """A row for every metric and m."""
+    """A row for every metric and m; of a task that another tool scores, what that says."""
+    if isinstance(task, ScoredElsewhere):
+        return task.score_rows(
+            {m: {entry.record.index: entry.answer for entry in judged[m]} for m in judged}, source, note
+        )
     rows = []
     for m in sorted(judged):
         unparsed = [entry for entry in judged[m] if entry.parsed is None]
@@ -123,9 +146,10 @@ def source_of(task: Task, part: Asking, answers: Path | None, environment: Envir
     facts = dict(task.facts())
     known = {name: facts.pop(name, "") or "" for name in ("preset", "data_file", "data_sha256", "split")}
     is_official = facts.pop("is_official", None)
+    harness, version = task.harness if isinstance(task, ScoredElsewhere) else (LOCAL, fusedvlm.__version__)
     return ScoreSource(
-        harness=LOCAL,
-        harness_version=fusedvlm.__version__,
+        harness=harness,
+        harness_version=version,
         judge=EXACT_MATCHING,
         model=part.model.rstrip("/").rpartition("/")[2] if Path(part.model).exists() else part.model,
         model_commit=part.commit,
@@ -185,12 +209,20 @@ def score_tasks(tasks: Sequence[Task], asking: Sequence[Asking], folder: Path, e
         judged: dict[int, list[Judged]] = {}
         for part in asking:
             judged.update(collect(task, part, folder))
-        refuse_silence(task, judged)
+        evaluation.problems += silence(task, judged)
+        if any(silence(task, judged)):
+            continue
         note = note_of(task.facts())
         for part in asking:
             own = {m: judged[m] for m in part.counts}
             # Named by what decides the answers: other settings, or other m, leave this file and its scores alone.
-            about = [part.identity, sorted(part.counts), dict(task.facts()), dict(part.answerer.settings)]
+            about = [
+                part.identity,
+                type(task).__name__,
+                sorted(part.counts),
+                dict(task.facts()),
+                dict(part.answerer.settings),
+            ]
             source = f"{task.name}.{hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:8]}"
             path = folder / f"{source}.answers.jsonl.gz"
             write_answers(path, own)
@@ -201,7 +233,7 @@ def score_tasks(tasks: Sequence[Task], asking: Sequence[Asking], folder: Path, e
                 single = single_scores(row, own[row.num_visual_tokens])
                 if single:
                     evaluation.results.question_scores.setdefault(row.label, {})[row.num_visual_tokens] = single
-        evaluation.unread[task.name] = _unread(judged)
+        evaluation.unread[task.name] = [] if isinstance(task, ScoredElsewhere) else _unread(judged)
     return evaluation
 
 

@@ -6,7 +6,7 @@ ChartQA, 512 for OCRBench. Scores are in the paper's units: per cent, and points
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -288,3 +288,30 @@ def paper_task(path: Path, bare_question: bool = False, limit: int | None = None
         about={"is_official": is_official},
         **benchmark.options,
     )
+
+
+# Scales in points, of metrics that are no per cent.
+POINTS = {
+    ("MME", "Overall"): 2800, ("MME", "Perception"): 2000, ("MME", "Cognition"): 800, ("OCRBench", "Final Score"): 1000,
+}  # fmt: skip
+
+
+def paper_metrics(name: str, found: Mapping[str, Any]) -> dict[str, float]:
+    """Scores as VLMEvalKit names them, under the paper's names and in its units.
+
+    Raises:
+        ValueError: for a metric that is missing.
+    """
+    numbers = dict(found)
+    numbers.update({f"BLEU-{size}": value for size, value in enumerate(numbers.get("Bleu") or [], 1)})
+    numbers["ROUGE-L"] = numbers.get("ROUGE_L")
+    if name == "MME":
+        numbers.update(Perception=numbers["perception"], Cognition=numbers["reasoning"])
+        numbers["Overall"] = numbers["Perception"] + numbers["Cognition"]
+    if name == "HallusionBench":
+        numbers["Overall"] = (numbers["aAcc"] + numbers["fAcc"] + numbers["qAcc"]) / 3
+    wanted = BENCHMARKS[name].metrics
+    if missing := [metric for metric in wanted if not isinstance(numbers.get(metric), (int, float))]:
+        raise ValueError(f"{name}: VLMEvalKit gave no {missing[0]}; it gave {', '.join(found)[:150]}.")
+    factor = 100.0 if BENCHMARKS[name].task is Choice else 1.0  # shares there, per cent in the paper
+    return {metric: factor * float(numbers[metric]) for metric in wanted}

@@ -161,8 +161,11 @@ class Silent:
 
 
 def test_silence_at_an_m_is_an_error_and_not_a_zero(tasks, tmp_path):
-    with pytest.raises(ValueError, match=r"choice: all 5 answers at m=1 are empty"):
-        evaluate_tasks(tasks, [Asking(Silent(), "tiny", "weights", (1, 7))], tmp_path, "test")
+    evaluation = evaluate_tasks(tasks, [Asking(Silent(), "tiny", "weights", (1, 7))], tmp_path, "test")
+    assert [problem[:38] for problem in evaluation.problems] == [
+        "choice: all 5 answers at m=1 are empty", "short: all 3 answers at m=1 are empty.",
+    ]  # fmt: skip
+    assert evaluation.results.scores == []
 
 
 def test_records_say_where_a_score_is_from(tmp_path):

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from fusedvlm.evaluation.cli import DATA
-from fusedvlm.evaluation.tasks.paper_benchmarks import BENCHMARKS, paper_task
+from fusedvlm.evaluation.tasks.paper_benchmarks import BENCHMARKS, paper_metrics, paper_task
 from fusedvlm.evaluation.tasks.task import Record
 from fusedvlm.tests.evaluation.toys import write_benchmarks
 
@@ -54,21 +54,7 @@ def score_by_vlmeval(name: str, work: Path) -> dict:
 
 def named_scores(name: str, found) -> dict[str, float]:
     """What VLMEvalKit returns, under the paper's names of the metrics and in its units."""
-    if isinstance(found, dict):
-        found = {
-            **found,
-            **{f"BLEU-{size}": value for size, value in zip((1, 2, 3, 4), found.get("Bleu", []), strict=False)},
-        }
-        found = {**found, "ROUGE-L": found.get("ROUGE_L")}
-    else:
-        found = found.iloc[0].to_dict()
-    if name == "MME":
-        found = {"Perception": found["perception"], "Cognition": found["reasoning"]}
-        found["Overall"] = found["Perception"] + found["Cognition"]
-    if name == "HallusionBench":
-        found["Overall"] = (found["aAcc"] + found["fAcc"] + found["qAcc"]) / 3
-    factor = 100.0 if BENCHMARKS[name].task.__name__ == "Choice" else 1.0
-    return {metric: factor * float(found[metric]) for metric in BENCHMARKS[name].metrics}
+    return paper_metrics(name, found if isinstance(found, dict) else found.iloc[0].to_dict())
 
 
 def main() -> None:
