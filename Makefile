@@ -95,7 +95,7 @@ bench-gpu: development  ## Measure the paper's size with random weights on this 
 	.venv-vlmeval/bin/python -m pip install --quiet "ms-vlmeval==0.0.20" "rouge_score==0.1.2" "pycocoevalcap==1.2"
 	touch $@
 
-env-vlmeval: .venv-vlmeval/.ready  ## Install VLMEvalKit beside .venv, for `fusedvlm evaluate --harness vlmevalkit`, and compare scores.
+env-vlmeval: .venv-vlmeval/.ready development  ## Install VLMEvalKit beside .venv, for `fusedvlm evaluate --harness vlmevalkit`, and compare scores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 tests/evaluation/test_paper_benchmarks.py tests/evaluation/test_harnesses.py
 
 .venv-lmms/.ready: pyproject.toml | $(BIN)/fusedvlm
@@ -104,7 +104,7 @@ env-vlmeval: .venv-vlmeval/.ready  ## Install VLMEvalKit beside .venv, for `fuse
 	.venv-lmms/bin/python -m pip install --quiet "lmms-eval==0.7.3"
 	touch $@
 
-env-lmms: .venv-lmms/.ready  ## Install lmms-eval beside .venv, for `fusedvlm evaluate --harness lmms-eval`, and run it.
+env-lmms: .venv-lmms/.ready development  ## Install lmms-eval beside .venv, for `fusedvlm evaluate --harness lmms-eval`, and run it.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 tests/evaluation/test_harnesses.py
 
 docs: development  ## Build the docs as a site, with the API, in build/site; a warning is an error. ARGS=serve shows them while you write.

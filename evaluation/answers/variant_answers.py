@@ -4,7 +4,7 @@ Only the language model runs anew for each m, for the prompts differ. Questions 
 one m stand side by side, so that little is padded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fusedvlm.serving.chat import VisualChat
 from .view_store import ViewStore
 
 BATCH_SIZE = 32
+CHARACTERS_PER_TOKEN = 3  # of a prompt, about; only how many rows are decoded together depends on it
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,30 @@ class VariantAnswers:
         rows = [(number, m) for m in sorted(counts) for number in range(len(batch))]
         answers: list[dict[int, str]] = [{} for _ in batch]
         cap = max(asked.max_new_tokens for asked in batch)
-        for start in range(0, len(rows), self.batch_size):
-            part = rows[start : start + self.batch_size]
+        for part in self._chunks(rows, batch, features, cap):
             for (number, m), text in zip(part, self._decode(part, batch, texts, features, cap), strict=True):
                 answers[number][m] = text
         return answers
+
+    def _chunks(
+        self, rows: Sequence[tuple[int, int]], batch: Sequence[Asked], features: dict[int, list[torch.Tensor]], cap: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Rows to decode together: `batch_size` of the largest m, and more of smaller ones, which need less memory."""
+
+        def size(row: tuple[int, int]) -> int:
+            number, m = row
+            return len(features[m][number]) + len(batch[number].prompt) // CHARACTERS_PER_TOKEN + cap
+
+        budget = self.batch_size * max(map(size, rows))
+        chunk: list[tuple[int, int]] = []
+        longest = 0
+        for row in rows:
+            if chunk and max(longest, size(row)) * (len(chunk) + 1) > budget:
+                yield chunk
+                chunk, longest = [], 0
+            chunk.append(row)
+            longest = max(longest, size(row))
+        yield chunk
 
     def _render(self, asked: Asked) -> str:
         content = [{"type": "image"}] * len(asked.images) + [{"type": "text", "text": asked.prompt}]

@@ -20,29 +20,13 @@ from fusedvlm.evaluation.answers.answer_files import read_answers
 from fusedvlm.evaluation.answers.model_sources import find_variants, share_counts
 from fusedvlm.scaling.against_paper import against_paper
 from fusedvlm.tests import fork_server
+from fusedvlm.tests.evaluation.conftest import FAMILY
 from fusedvlm.tests.evaluation.toys import choice_rows, write_benchmarks, write_tsv
 from fusedvlm.tests.pages import Page, blocks_of, names_of
 from fusedvlm.tests.tiny import picture
 
 PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "evaluation.md"
 BLOCKS = blocks_of(PAGE, "bash|python|json") if PAGE.exists() else []
-FAMILY = (1, 7, 12)
-
-
-@pytest.fixture(scope="session")
-def family(model, processor, tmp_path_factory):
-    """A family of the same weights, as the quickstart leaves one (copy it before you change it)."""
-    folder = tmp_path_factory.mktemp("evaluated") / "family"
-    with pytest.MonkeyPatch.context() as patch:
-        for part in (model.config, processor):
-            patch.setattr(part, "num_followup_visual_tokens", 1)
-        patch.setattr(model.config, "text_model_name_or_path", None)  # a tiny language model is published nowhere
-        for m in FAMILY:
-            for part in (model.config, processor):
-                patch.setattr(part, "num_visual_tokens", m)
-            model.save_pretrained(folder / f"fusedvlm-m{m}", merged=True)
-            processor.save_pretrained(folder / f"fusedvlm-m{m}")
-    return folder
 
 
 @pytest.fixture
