@@ -12,7 +12,7 @@ VLLM_VENV ?= .venv-vllm
 OLDEST_VENV ?= .venv-oldest
 OLDEST := "transformers==5.18.*" "huggingface_hub==1.31.*"
 
-.PHONY: help install development quickstart goals test lint types format pytest test-oldest env-vllm test-vllm fuzz mutants docs wheel-smoke stranger bench-guard bench-gpu clean
+.PHONY: help install development quickstart goals test lint types format pytest test-oldest env-vllm test-vllm fuzz mutants env-vlmeval env-lmms docs wheel-smoke stranger bench-guard bench-gpu clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

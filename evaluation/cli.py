@@ -101,10 +101,17 @@ def evaluate(
     """
     wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
     folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
-    require_harness(harness, preset, limit, base_url)
+    others = {
+        "--base-url": base_url, "--against": against, "--view-cache": view_cache, "--max-new-tokens": max_new_tokens,
+        "--bare-question": bare_question or None, "--revision": revision, "--data": data,
+        "--dtype": None if dtype == "auto" else dtype, "--preset": None if preset == "paper" else preset,
+    }  # fmt: skip
+    require_harness(harness, preset, limit, [name for name, value in others.items() if value is not None])
     if harness == "lmms-eval":
-        found = run_lmms(model, names, wanted, output, {"limit": limit, "device": device, "batch_size": batch_size})
-        tell(*found, model, json_output, None)
+        results, rows, path = run_lmms(
+            model, names, wanted, output, {"limit": limit, "device": device, "batch_size": batch_size}
+        )
+        tell(results, rows, path, model, json_output, None)
         return
     if harness == "vlmevalkit":
         place = (output or Path(output_folder(model, None))) / "evaluation"
@@ -119,7 +126,8 @@ def evaluate(
     done = run_evaluation(model, built, wanted, output, command, view_cache, batch_size, **options)
     if done is None:
         return  # another process of this run tells the results
-    tell(*done, model, json_output, against)
+    results, rows, path = done
+    tell(results, rows, path, model, json_output, against)
 
 
 def tell(
@@ -137,14 +145,19 @@ def tell(
     say(f"Scores in {path}; answers in {path.parent / 'evaluation'}.")
 
 
-def require_harness(harness: str, preset: str, limit: int | None, base_url: str | None) -> None:
-    """Raise `ValueError` for a harness that there is none of, or options that it does not take."""
+def require_harness(harness: str, preset: str, limit: int | None, others: list[str]) -> None:
+    """Raise `ValueError` for a harness that there is none of, or options that it does not take.
+
+    Args:
+        harness, preset, limit: as given.
+        others: options that lmms-eval has no place for and that were given.
+    """
     if harness not in ("local", "vlmevalkit", "lmms-eval"):
         raise ValueError(f"--harness {harness}: there are local, vlmevalkit and lmms-eval.")
     if harness == "vlmevalkit" and (limit is not None or preset != "paper"):
         raise ValueError("--harness vlmevalkit scores whole sets by its own prompts; leave --limit and --preset out.")
-    if harness == "lmms-eval" and base_url is not None:
-        raise ValueError("--harness lmms-eval runs the weights; leave --base-url out.")
+    if harness == "lmms-eval" and others:
+        raise ValueError(f"--harness lmms-eval has its own data, prompts and caps; leave {', '.join(others)} out.")
 
 
 def require_cells(against: str | None, names: list[str]) -> None:

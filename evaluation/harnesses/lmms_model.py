@@ -111,7 +111,8 @@ class FusedVLM(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answers in the order of the requests."""
-        store, groups = ImageStore(), {}
+        store = ImageStore()
+        groups: dict[tuple[str, int], list[tuple[int, Record, Any]]] = {}
         for number, request in enumerate(requests):
             _, doc_to_messages, settings, doc_id, task, split = request.args
             if settings.get("do_sample") and float(settings.get("temperature") or 0) > 0:

@@ -104,6 +104,8 @@ def test_a_tool_that_is_not_there_is_named_with_its_make_target(place, monkeypat
     assert "make env-vlmeval" in str(evaluate("--harness", "vlmevalkit", "--tasks", "POPE").exception)
     monkeypatch.setenv(lmms_run.VARIABLE, "nowhere")
     assert "make env-lmms" in str(evaluate("--harness", "lmms-eval", "--tasks", "pope").exception)
+    done = evaluate("--harness", "lmms-eval", "--tasks", "pope", "--max-new-tokens", "3", "--against", "paper")
+    assert "leave --against, --max-new-tokens out" in str(done.exception)
     assert "there are local, vlmevalkit and lmms-eval" in str(
         evaluate("--harness", "mine", "--tasks", "pope").exception
     )
