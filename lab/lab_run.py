@@ -1,6 +1,7 @@
 """Start the processes of a lab, show what they do, and end with all of them or with the first that fails."""
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -22,12 +23,14 @@ class Worker:
 
     def __init__(self, lab: LabFolder, number: int, threads: int) -> None:
         command = [sys.executable, "-m", "fusedvlm.lab.lab_worker", str(lab.folder), "--command", lab.command]
-        command += ["--workers", str(lab.workers), "--threads", str(threads)]
+        command += ["--workers", str(lab.workers), "--threads", str(threads), "--parent", str(os.getpid())]
         command += [] if lab.deadline is None else ["--deadline", str(lab.deadline)]
         self.number, self.job, self.doing = number, "", ""
         self.said: list[str] = []
         self.finished: list[tuple[str, str]] = []
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # Nothing in the folder that the user happens to stand in is imported in place of a library's module.
+        safe = {**os.environ, "PYTHONSAFEPATH": "1"}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=safe)
         self.threads = [
             threading.Thread(target=self._follow_jobs, daemon=True),
             threading.Thread(target=self._follow_bars, daemon=True),
@@ -37,6 +40,8 @@ class Worker:
 
     def _follow_jobs(self) -> None:
         for line in self.process.stdout or ():
+            if not line.startswith('{"event"'):
+                continue  # said by a library
             event: Any = parse_json(line, "a worker's line")
             self.job, self.doing = (event["job"], "") if event["event"] == "start" else ("", "")
             if event["event"] == "done":

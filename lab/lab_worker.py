@@ -47,14 +47,16 @@ def end_with(parent: int) -> None:
 
 def main() -> None:
     """See `lab_run`, which starts this."""
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     parser = argparse.ArgumentParser(description="Work on a lab's jobs.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--command", required=True)
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parent", type=int, help="End when this process is gone; it may be before this one begins.")
     options = parser.parse_args()
+    if options.parent is not None:
+        threading.Thread(target=end_with, args=(options.parent,), daemon=True).start()
     torch.set_num_threads(options.threads)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

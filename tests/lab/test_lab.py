@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,3 +304,21 @@ def test_the_folder_of_a_lab_is_one_that_the_other_commands_read(folder):
     )
     command = ["scaling", "optimal", str(folder / "lab-grid.csv"), "--task", "look-up with the question"]
     assert "sum of squared errors" in CliRunner().invoke(app, command).stdout
+
+
+def test_a_worker_whose_parent_is_gone_ends_at_once(folder):
+    shutil.rmtree(folder / "variants" / "llm16-question")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    command = [
+        sys.executable,
+        "-m",
+        "fusedvlm.lab.lab_worker",
+        str(folder),
+        "--command",
+        "x",
+        "--parent",
+        str(gone.pid),
+    ]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 1
+    assert not (folder / "variants" / "llm16-question").exists()
