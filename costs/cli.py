@@ -86,16 +86,23 @@ def profile(
             config, work.read_shapes(config), numbers, workload, loaded, repeats, lambda m: bar.update()
         )
     records = [row.record() for row in rows]
+    sweep = work.time_every_count(loaded, numbers, workload, repeats) if loaded is not None and len(rows) > 1 else None
     if output is not None:
         write_json(output, records)
         say(f"Costs: {output}")
     if json_output:
         environment = work.describe_environment("fusedvlm profile")
         document = {"model": model or "paper's shapes, random weights", "workload": vars(workload), "rows": records}
+        document |= {} if sweep is None else {"all_counts_seconds": sweep}
         emit_json({**document, "hardware": environment.hardware if timed else None, "versions": environment.versions})
     else:
         show(f"{workload.num_views} views, {text_tokens} text tokens, {question_tokens} question tokens")
         show(work.profile_table(rows))
+        if sweep is not None:
+            show(
+                f"Visual tokens at all {len(rows)} m from view tokens: {1e3 * sweep['in_one_pass']:.1f} ms in one pass "
+                f"(fuse_every_count), {1e3 * sweep['one_by_one']:.1f} ms one by one."
+            )
         if loaded is not None:
             show(
                 f"Timed on {next(loaded.parameters()).device}, {str(next(loaded.parameters()).dtype)[6:]}, "

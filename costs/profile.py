@@ -207,6 +207,41 @@ def time_stages(model: Any, m: int, workload: Workload, repeats: int = 5) -> Tim
     return Timing(encode, fuse, prefill, decode, peak, repeats)
 
 
+@torch.no_grad()
+def time_every_count(model: Any, counts: list[int], workload: Workload, repeats: int = 5) -> dict[str, float]:
+    """Seconds from view tokens to the visual tokens at every m: one `fuse` after the other, and all in one pass.
+
+    Args:
+        model: with an LLM.
+        counts: every m.
+        workload: one image and one question.
+        repeats: timed rounds, in which the two take turns, after one warm-up; medians are returned.
+    """
+    base, parameter = model.eval().model, next(model.parameters())
+    connector, config = base.connector, model.config
+    size = (workload.num_views, connector.tokens_per_view(config), connector.view_width())
+    given: dict[str, Any] = {
+        "view_features": torch.randn(size, device=parameter.device, dtype=parameter.dtype),
+        "image_num_views": [workload.num_views],
+    }
+    if config.fuse_question and workload.question_tokens:
+        given["question_input_ids"] = torch.zeros(workload.question_tokens, dtype=torch.long, device=parameter.device)
+        given["question_lengths"] = [workload.question_tokens]
+    ways = {
+        "one_by_one": lambda: [base.get_image_features(num_visual_tokens=m, **given) for m in counts],
+        "in_one_pass": lambda: base.fuse_every_count(counts, **given),
+    }
+    rounds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if parameter.device.type == "cuda":
+                torch.cuda.synchronize()
+            rounds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds[1:]) for name, seconds in rounds.items()}
+
+
 def _peak_process_bytes() -> int:
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)

@@ -8,7 +8,7 @@ from fusedvlm.processing.image_processing_fusedvlm_views import count_views
 
 from .counts import read_shapes
 from .environment import choose_device, describe_environment
-from .profile import Workload, profile, profile_table
+from .profile import Workload, profile, profile_table, time_every_count
 
 PAPER_COUNTS = "1,8,16,32,64,128,256,384,512,768"
 
@@ -23,6 +23,7 @@ __all__ = [
     "profile",
     "profile_table",
     "read_shapes",
+    "time_every_count",
 ]
 
 

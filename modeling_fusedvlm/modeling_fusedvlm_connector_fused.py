@@ -319,7 +319,7 @@ class FusedVLMFusedConnector(FusedVLMConnector):
         for count in sorted(set(views_per_image)):
             images = [image for image, size in enumerate(views_per_image) if size == count]
             together = read_views(fuser, torch.stack([views[image].flatten(0, 1) for image in images]))
-            caches |= {image: select_images(together, [row]) for row, image in enumerate(images)}
+            caches |= {image: select_images(together, [row], own=True) for row, image in enumerate(images)}
         return [caches[image] for image in range(len(views_per_image))]
 
     @torch.no_grad()

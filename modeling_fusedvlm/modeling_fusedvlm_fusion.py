@@ -255,7 +255,7 @@ class FusedVLMFusionModel(FusedVLMPreTrainedModel):
             image_num_views: (I,) views of each.
 
         Returns:
-            A cache per image, each as of `start_fusion`; those of equally many views are slices of the same memory.
+            A cache per image, each as of `start_fusion` and with memory of its own.
 
         Raises:
             ValueError: when counts disagree, or for connectors that keep nothing between questions.

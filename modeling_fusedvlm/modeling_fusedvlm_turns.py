@@ -233,10 +233,11 @@ def share_cache(cache: Cache) -> Cache:
     return shared
 
 
-def select_images(cache: Cache, images: list[int], length: int | None = None) -> Cache:
+def select_images(cache: Cache, images: list[int], length: int | None = None, own: bool = False) -> Cache:
     """A cache of some images and their first `length` positions, all by default; copied only where it must be.
 
-    The cache itself stays as it is, and so do its tensors.
+    The cache itself stays as it is, and so do its tensors. With `own` the memory of one image among several is its own,
+    so that it is free again when that image's cache is dropped.
     """
     shared = share_cache(cache)
     for layer in shared.layers:
@@ -245,6 +246,8 @@ def select_images(cache: Cache, images: list[int], length: int | None = None) ->
             # One image is a slice, several need a copy.
             which: Any = slice(images[0], images[0] + 1) if len(images) == 1 else torch.tensor(images)
             held.keys, held.values = held.keys[which], held.values[which]
+            if len(images) == 1 and own:
+                held.keys, held.values = held.keys.clone(), held.values.clone()
         held.keys, held.values = held.keys[:, :, :length], held.values[:, :, :length]
     return shared
 

@@ -182,6 +182,9 @@ def test_several_images_are_read_and_asked_at_once(model, packed, layout):
         model.model.start_fusions(views, counts),
         [model.model.start_fusion(v) for v in views.split(counts)],
     )
+    for cache in together:  # each can be dropped by itself
+        keys = cache.layers[0].keys
+        assert keys.untyped_storage().nbytes() == keys.numel() * keys.element_size()
     for asked, m in (([[5, 17], [8], [4, 9, 3]], [7, 2, 1]), ([[6], [7, 7], [2]], [3, 3, 12])):
         lengths = [len(question) for question in asked]
         flat = torch.tensor([token for question in asked for token in question])

@@ -58,6 +58,7 @@ def test_command(variant, tmp_path):
     document = json.loads(result.stdout)
     assert [row["num_visual_tokens"] for row in document["rows"]] == [1, 7]
     assert json.loads(costs.read_text()) == document["rows"]
+    assert set(document["all_counts_seconds"]) == {"one_by_one", "in_one_pass"}
     table = CliRunner().invoke(app, ["profile", "--shapes", "paper", "-m", "1,768"])
     assert table.exit_code == 0
     assert "3.846" in table.stdout
