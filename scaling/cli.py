@@ -12,7 +12,7 @@ from fusedvlm.files import write_json
 from fusedvlm.model_source import require_source
 from fusedvlm.scaling import report as tables
 
-from .score_records import group_curves, read_scores
+from .score_records import group_curves, read_trainings
 
 app = typer.Typer(
     help="How much a visual token buys: fits, divergence, trade-offs and a report.",
@@ -31,7 +31,12 @@ Plot = Annotated[Path | None, typer.Option(help="Write the figure here (png, svg
 
 @app.command()
 def fit(
-    results: Annotated[str, typer.Argument(help="CSV or JSON of scores, a results.json, or 'paper'.", metavar="FILE")],
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            help="CSV or JSON of scores, a results.json, or 'paper'; of several trainings.", metavar="FILE..."
+        ),
+    ],
     exclude: Exclude = None,
     ignore: Ignore = None,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
@@ -44,21 +49,23 @@ def fit(
 
     The file has columns benchmark, metric, m, score; every further column groups. alpha is negative where scores rise
     with m: doubling m multiplies the score by 2^-alpha. The rival laws a + b log m and s_inf - a / m^b are ranked by
-    AICc; the held-out error says how well a law predicts an m it has not seen.
+    AICc; the held-out error says how well a law predicts an m it has not seen. Several files are several trainings of
+    the same: beneath the table stands how far alpha moves from one to the next, beside what sampling leaves open.
 
     \b
     Examples:
       fusedvlm scaling fit paper
       fusedvlm scaling fit results.csv --plot curves.png
+      fusedvlm scaling fit runs/quickstart/seed0/results.json runs/quickstart/seed1/results.json
       fusedvlm scaling fit paper --exclude "benchmark=RealWorldQA,m=384|512" --json
     """
-    curves = group_curves(read_scores(results, ignore or ()), exclude or ())
+    curves = group_curves(read_trainings(results, ignore or ()), exclude or ())
     fits = [lab.fit_curve(curve, confidence, resamples, seed) for curve in progress(curves, "fitting", leave=False)]
     if plot is not None:
         lab.save_figure(tables.fitted_curves(fits), plot)
         say(f"Figure: {plot}")
     if json_output:
-        emit_json(tables.fit_document(results, fits))
+        emit_json(tables.fit_document(" ".join(results), fits))
     else:
         show(tables.fit_table(fits))
 

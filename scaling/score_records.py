@@ -16,6 +16,7 @@ PAPER = "paper"
 PAPER_SCORES = Path(__file__).parent / "results_by_m.csv"
 REQUIRED = ("benchmark", "metric", "m", "score")
 SAME = {"num_visual_tokens": "m"}
+SEED = "seed"  # the column that tells trainings apart
 # Columns about a score that do not group: its standard error, and of how many questions it is the mean.
 ABOUT = ("standard_error", "count", "maximum")
 
@@ -123,6 +124,39 @@ def read_scores(source: str | Path, ignore: Sequence[str] = ()) -> list[ScoreRec
         raise ValueError(f"{path}: no scores in it.")
     _refuse_duplicates(records, path)
     return records
+
+
+def read_trainings(sources: Sequence[str | Path], ignore: Sequence[str] = ()) -> list[ScoreRecord]:
+    """Scores of one file, or of several trainings, told apart by a column `seed`: what differs in their paths.
+
+    Raises:
+        ValueError: as `read_scores`; for a file that is named twice, or has a column `seed` of its own.
+    """
+    if len(sources) == 1:
+        return read_scores(sources[0], ignore)
+    names = _distinct_names([str(source) for source in sources])
+    records = []
+    for source, name in zip(sources, names, strict=True):
+        found = read_scores(source, ignore)
+        if any(column == SEED for column, _ in found[0].groups):
+            raise ValueError(f"{source} has a column {SEED} already; fit it alone, or ignore the column.")
+        records += [
+            replace(record, groups=((SEED, name), *record.groups), place=f"{source}, {record.place}")
+            for record in found
+        ]
+    return records
+
+
+def _distinct_names(sources: Sequence[str]) -> list[str]:
+    """The last part of each path in which they all differ, "seed0" of "runs/seed0/results.json"; else whole paths."""
+    if len(set(sources)) < len(sources):
+        twice = next(source for source in sources if sources.count(source) > 1)
+        raise ValueError(f"{twice} is named twice.")
+    parts = [Path(source).parts for source in sources]
+    for place in range(1, min(map(len, parts)) + 1):
+        if len(names := {path[-place] for path in parts}) == len(sources) and len(names) > 1:
+            return [path[-place] for path in parts]
+    return list(sources)
 
 
 def group_curves(records: Iterable[ScoreRecord], exclude: Sequence[str] = ()) -> list[Curve]:

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 from scipy import optimize, stats
+from typer.testing import CliRunner
 
+from fusedvlm.cli import app
 from fusedvlm.scaling import fit_curve, fit_law, fit_power_law, group_curves, read_scores
 from fusedvlm.scaling.laws.law_forms import LAWS, rank_laws
 from fusedvlm.scaling.report.text_tables import fit_document, fit_table
+from fusedvlm.scaling.score_records import read_trainings
 
 M = np.array([1, 2, 4, 8, 16, 32, 64])
 ERRORS = np.array([0.02, 0.01, 0.01, 0.03, 0.005, 0.01, 0.02])
@@ -116,3 +119,24 @@ def test_the_spread_over_seeds_stands_beside_what_sampling_explains(tmp_path):
     curves = curve(tmp_path, rows, header="benchmark,metric,seed,m,score,standard_error")
     text = fit_table([fit_curve(found, resamples=20) for found in curves])
     assert "A/acc: alpha -0.1500, standard deviation over 3 seeds 0.0500; sampling alone" in text
+
+
+def test_several_files_are_several_trainings(tmp_path):
+    for number in range(3):
+        (tmp_path / f"seed{number}").mkdir()
+        rows = [f"A,acc,{m},{0.3 * m ** (0.1 + 0.05 * number):.6f},0.001" for m in (1, 2, 4, 8)]
+        (tmp_path / f"seed{number}" / "scores.csv").write_text(
+            "\n".join(["benchmark,metric,m,score,standard_error", *rows])
+        )
+    files = [str(tmp_path / f"seed{number}" / "scores.csv") for number in range(3)]
+    result = CliRunner().invoke(app, ["scaling", "fit", *files, "--resamples", "20"])
+    assert result.exit_code == 0, result.exception
+    assert "A/acc (seed1)" in result.stdout
+    assert "A/acc: alpha -0.1500, standard deviation over 3 seeds 0.0500; sampling alone" in result.stdout
+    with pytest.raises(ValueError, match="is named twice"):
+        read_trainings([files[0], files[0]])
+    assert read_trainings(files[:1]) == read_scores(files[0])
+    with_seed = tmp_path / "with.csv"
+    with_seed.write_text("benchmark,metric,seed,m,score\nA,acc,0,1,0.3\nA,acc,0,2,0.4\n")
+    with pytest.raises(ValueError, match="has a column seed already"):
+        read_trainings([files[0], with_seed])
