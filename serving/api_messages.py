@@ -21,7 +21,7 @@ NEUTRAL = {
 }  # fmt: skip
 KNOWN = {
     "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop",
-    "stream", "stream_options", "chat_template_kwargs", "logit_bias", "return_token_ids",
+    "stream", "stream_options", "chat_template_kwargs", "logit_bias", "return_token_ids", "ignore_eos",
 }  # fmt: skip
 COUNTS = ("num_visual_tokens", "num_followup_visual_tokens")
 WHERE_M_BELONGS = 'chat_template_kwargs={"processor_kwargs": {"num_visual_tokens": 4}}'
@@ -55,6 +55,7 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False  # as load generators ask: answers of exactly `max_tokens`
 
 
 @dataclass
@@ -202,6 +203,7 @@ def _read_sampling(data: dict) -> Sampling:
         max(top_k or 0, 0),
         seed,
         tuple(stops),
+        _flag(data, "ignore_eos"),
     )
 
 

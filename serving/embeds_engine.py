@@ -99,6 +99,8 @@ class EmbedsEngine:
             # A placeholder would ask for a visual token that does not exist.
             "logit_bias": {str(self.model.config.image_token_id): -100},
         }
+        if sampling.ignore_eos:
+            request |= {"ignore_eos": True, "stop_token_ids": []}
         if sampling.top_k:
             request["top_k"] = sampling.top_k
         if sampling.seed is not None:

@@ -198,6 +198,8 @@ class TransformersEngine:
         self, prompt: VisualPrompt, sampling: Sampling, streamer: "_Teller", closed: threading.Event
     ) -> Piece:
         settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
+        if sampling.ignore_eos:
+            settings["min_new_tokens"] = sampling.max_tokens
         if settings["do_sample"]:
             settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
             if sampling.seed is not None:

@@ -110,6 +110,16 @@ def test_answers_end_where_they_should(client, expected):
         assert (found, reason) == (text[: text.index(stop)], "stop")
 
 
+def test_load_generators_get_answers_of_the_length_they_ask_for(client, expected):
+    name = min(expected, key=lambda name: len(expected[name]["ids"]))
+    conversation, m, k = CASES[name]
+    extra_body = extra(m, k, ignore_eos=True)
+    reply = client.chat.completions.create(
+        model="tiny", messages=for_client(conversation), max_tokens=40, temperature=0, extra_body=extra_body
+    )
+    assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (40, "length")
+
+
 def test_sampling_depends_on_its_seed(client):
     conversation = [user("what is it?", 0)]
 
