@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
 from fusedvlm.modeling_fusedvlm.modeling_fusedvlm_encoder import embed_prompt
 
@@ -68,9 +67,12 @@ class Answerer:
         inputs_embeds = torch.stack([torch.nn.functional.pad(rows, (0, 0, length - len(rows), 0)) for rows in embeds])
         ids = [[pad] * (length - len(prompt.input_ids)) + prompt.input_ids for prompt in prompts]
         mask = [[0] * (length - len(prompt.input_ids)) + [1] * len(prompt.input_ids) for prompt in prompts]
-        state, reused = self._begin(prompts, kwargs)
+        may_go_on = self._may_go_on(prompts, kwargs)
+        state, reused = self.prefixes.take(prompts[0].keys) if may_go_on else (None, 0)
         if state is not None:
             kwargs["past_key_values"] = state
+        if may_go_on:
+            kwargs["return_dict_in_generate"] = True  # for the cache, whose layers are the language model's own kinds
         output = self.model.generate(
             input_ids=torch.tensor(ids, device=inputs_embeds.device),
             inputs_embeds=inputs_embeds,
@@ -79,19 +81,18 @@ class Answerer:
             **kwargs,
         )
         new = getattr(output, "sequences", output)[:, length:].tolist()
+        state = output.past_key_values if may_go_on else None
         if state is not None:
             keys: list[Hashable] = [*prompts[0].keys, *new[0]]
             self.prefixes.keep(keys[: state.get_seq_length()], state)
         return [Answer(row, reused) for row in new]
 
-    def _begin(self, prompts: Sequence[VisualPrompt], kwargs: dict) -> tuple[Cache | None, int]:
-        """Where a single prompt can go on from, if its settings allow it."""
+    def _may_go_on(self, prompts: Sequence[VisualPrompt], kwargs: dict) -> bool:
+        """Whether there is a single prompt, and its settings allow it to go on from another one's cache."""
         settings = self.model.generation_config
         special = [name for name in NO_PREFIX if (kwargs.get(name) or getattr(settings, name, None)) not in (None, 1)]
         has_own = kwargs.get("past_key_values") is not None or kwargs.get("use_cache") is False
-        if len(prompts) != 1 or special or has_own or self.prefixes.cache.max_bytes == 0:
-            return None, 0
-        return self.prefixes.take(prompts[0].keys)
+        return len(prompts) == 1 and not special and not has_own and self.prefixes.cache.max_bytes > 0
 
     def clear(self) -> None:
         """Forget everything that was kept."""

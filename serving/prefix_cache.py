@@ -26,11 +26,11 @@ class PrefixCache:
         self.reused_tokens = self.read_tokens = 0
         self._numbers = count()
 
-    def take(self, keys: Sequence[Hashable]) -> tuple[Cache, int]:
+    def take(self, keys: Sequence[Hashable]) -> tuple[Cache | None, int]:
         """A cache that begins as this prompt does, and how many positions it has; at least one is left to read.
 
         Returns:
-            A cache of the caller's own, empty where nothing fits.
+            A cache of the caller's own; None where nothing fits.
         """
         best, length = None, SHORTEST - 1
         for entry in self.cache.keys():  # noqa: SIM118 - a list, the most recently used first
@@ -43,7 +43,7 @@ class PrefixCache:
                 best, length = (entry, state), same
         self.read_tokens += len(keys)
         if best is None:
-            return DynamicCache(), 0
+            return None, 0
         self.cache.get(best[0])
         self.reused_tokens += length
         return _begin(best[1], length), length
