@@ -8,6 +8,7 @@ CPU time (user + system) and largest resident memory of a fresh process, after o
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -92,14 +93,17 @@ def main() -> None:
     seconds = {row.way: row.milliseconds.median / 1e3 for row in record.rows}
     helps = {name: value for name, value in seconds.items() if name.endswith("--help")}
     slowest = max(helps, key=lambda name: helps[name])
-    added = seconds["the same, then our model"] - seconds["import transformers models"]
+    pairs = zip(times["the same, then our model"], times["import transformers models"], strict=True)
+    added = statistics.median(one - other for one, other in pairs)
     record.goals = [
         Goal("import fusedvlm, s", 0.05, seconds["import fusedvlm"], at_most=True),
         Goal(f"slowest --help ({slowest}), s", 0.5, helps[slowest], at_most=True),
         Goal("info, s", 0.6, seconds["fusedvlm info (paper's size)"], at_most=True),
         Goal("info, MB", 200, sizes["fusedvlm info (paper's size)"], at_most=True),
         Goal("scaling fit paper, s", 1.5, seconds["fusedvlm scaling fit paper"], at_most=True),
-        Goal("our first model over transformers' own, s", 0.1, added, at_most=True),
+        Goal(
+            "our first model over transformers' own, s", 0.1, added, at_most=True, unmet="within the spread of either"
+        ),
     ]
     publish(record, options.output, load)
 

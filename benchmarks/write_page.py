@@ -9,7 +9,7 @@ from runner import RESULTS
 PAGE = RESULTS.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written from the records by benchmarks/write_page.py -->", "<!-- end of the records -->"
 ORDER = (
-    "image_processors", "sweep", "questions", "mixed_rows", "decode",
+    "image_processors", "sweep", "questions", "mixed_rows", "training_counts", "decode", "startup",
 )  # fmt: skip
 
 
