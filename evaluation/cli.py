@@ -21,6 +21,7 @@ run_lmms = late_function("fusedvlm.evaluation.harnesses.lmms_run", "run_lmms")
 output_folder = late_function("fusedvlm.evaluation.run_evaluation", "output_folder")
 make_endpoint = late_function("fusedvlm.data.generate.llm_client", "Endpoint")
 split_list = late_function("fusedvlm.evaluation.task_options", "split_list")
+latency_lines = late_function("fusedvlm.evaluation.run_evaluation", "latency_lines")
 score_lines = late_function("fusedvlm.evaluation.run_evaluation", "score_lines")
 # Of a higher layer, which reads what is measured here.
 against_paper = late_function("fusedvlm.scaling.against_paper", "against_paper")
@@ -81,6 +82,14 @@ def evaluate(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at a time.")] = 8,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
+    measured: Annotated[
+        int | None,
+        typer.Option(
+            "--measure",
+            min=1,
+            help="Also time every m, over so many pictures (the paper: 500).",
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(help="paper: set the scores beside the paper's, and say where they differ.")
     ] = None,
@@ -102,10 +111,17 @@ def evaluate(
     wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
     folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
     others = {
-        "--base-url": base_url, "--against": against, "--view-cache": view_cache, "--max-new-tokens": max_new_tokens,
-        "--bare-question": bare_question or None, "--revision": revision, "--data": data,
-        "--dtype": None if dtype == "auto" else dtype, "--preset": None if preset == "paper" else preset,
-    }  # fmt: skip
+        "--base-url": base_url,
+        "--against": against,
+        "--measure": measured,
+        "--view-cache": view_cache,
+        "--max-new-tokens": max_new_tokens,
+        "--bare-question": bare_question or None,
+        "--revision": revision,
+        "--data": data,
+        "--dtype": None if dtype == "auto" else dtype,
+        "--preset": None if preset == "paper" else preset,
+    }
     require_harness(harness, preset, limit, [name for name, value in others.items() if value is not None])
     if harness == "lmms-eval":
         results, rows, path = run_lmms(
@@ -120,7 +136,10 @@ def evaluate(
         built = build_tasks(names, folder, preset, bare_question, limit, max_new_tokens)
     require_cells(against, [task.name for task in built])
     options: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype, "concurrency": concurrency}
+    options["measured"] = measured
     if base_url is not None:
+        if measured is not None:
+            raise ValueError("--measure times the weights here, not a server; leave --base-url out.")
         options["endpoint"] = make_endpoint(base_url, model, api_key_env)
     command = shlex.join(["fusedvlm", *sys.argv[1:]])
     done = run_evaluation(model, built, wanted, output, command, view_cache, batch_size, **options)
@@ -140,7 +159,7 @@ def tell(
         compared = {"against_paper": cell_document(cells, kind)} if against else {}
         emit_json({"model": model, "results": str(path), **results, **compared})
         return
-    for line in [*score_lines(rows), *(cell_lines(cells, kind) if against else [])]:
+    for line in [*score_lines(rows), *latency_lines(results), *(cell_lines(cells, kind) if against else [])]:
         show(line)
     say(f"Scores in {path}; answers in {path.parent / 'evaluation'}.")
 

@@ -14,11 +14,12 @@ from fusedvlm.serving.chat import VisualChat
 
 from .answers.answer_run import asked_of
 from .answers.evaluate_tasks import ANSWERS, Asking, Evaluation, evaluate_tasks, say_unread
+from .answers.measure import measure
 from .answers.model_sources import find_variants, share_counts
 from .answers.processes import own_share
 from .answers.server_answers import ServerAnswers
 from .answers.variant_answers import VariantAnswers
-from .results import EvaluationResults, TaskScore, plain_results
+from .results import EvaluationResults, Latency, TaskScore, plain_results
 from .tasks.task_kinds import FileTask
 
 RESULTS = "results.json"
@@ -37,6 +38,7 @@ def run_evaluation(
     dtype: str = "auto",
     endpoint: Endpoint | None = None,
     concurrency: int = 8,
+    measured: int | None = None,
 ) -> tuple[dict[str, Any], list[TaskScore], Path] | None:
     """Evaluate, and join the scores with those that the results file has already.
 
@@ -48,6 +50,7 @@ def run_evaluation(
         command: that is running, for the record.
         view_cache, batch_size: see `VariantAnswers`.
         revision, device, dtype: see `VisualChat`.
+        measured: pictures over which latency and memory are measured at every m; None for none.
         endpoint, concurrency: a server that answers in place of weights, and requests at a time.
 
     Returns:
@@ -58,6 +61,7 @@ def run_evaluation(
         RuntimeError: when answers are missing.
     """
     share, wait, own_device = own_share(device)
+    chats: list[tuple[VisualChat, list[int]]] = []
     if endpoint is not None:
         asking = [ask_server(endpoint, tasks, counts, concurrency)]
     else:
@@ -66,12 +70,15 @@ def run_evaluation(
             chat = VisualChat(variant.source, revision=revision, device=own_device, dtype=dtype)
             answerer = VariantAnswers(chat, view_cache, batch_size)
             answerer.check_counts(wanted)
+            chats.append((chat, wanted))
             asking.append(Asking(answerer, variant.source, variant.commit, tuple(wanted)))
     folder = output_folder(model, output)
     evaluation = evaluate_tasks(tasks, asking, folder, command, share, wait)
     if evaluation is None:
         return None
     say_unread(evaluation)
+    for chat, wanted in chats if measured else ():
+        evaluation.results.latencies += measure(chat, tasks[0], wanted, int(measured or 0))
     path = write_results(folder, evaluation) if evaluation.results.scores else folder / RESULTS
     if evaluation.problems:
         others = f" {len(evaluation.problems) - 1} more like it." if len(evaluation.problems) > 1 else ""
@@ -150,3 +157,18 @@ def _cell(row: TaskScore | None) -> str:
     digits = 3 if row.maximum == 1 else 2
     error = "" if row.standard_error is None else f" ± {row.standard_error:.{digits}f}"
     return f"{row.score:.{digits}f}{error}"
+
+
+def latency_lines(results: dict[str, Any]) -> list[str]:
+    """What was measured of time and memory, one line for each m."""
+    lines = []
+    for row in results["latencies"]:
+        timing = Latency(**row)
+        peak = "" if timing.peak_memory_bytes is None else f", peak {timing.peak_memory_bytes / 1e9:.2f} GB"
+        use = "" if timing.utilization is None else f", {timing.utilization:.0%} busy"
+        lines.append(
+            f"m={timing.num_visual_tokens}: first token {1e3 * timing.time_to_first_token:.1f} ms, answer "
+            f"{1e3 * timing.seconds_per_answer:.1f} ms, {timing.tokens_per_second or 0:.1f} tokens/s{peak}{use} "
+            f"({timing.count} pictures)"
+        )
+    return lines

@@ -21,8 +21,10 @@ from fusedvlm.evaluation.answers.model_sources import find_variants, share_count
 from fusedvlm.scaling.against_paper import against_paper
 from fusedvlm.tests import fork_server
 from fusedvlm.tests.evaluation.conftest import FAMILY
+from fusedvlm.tests.evaluation.one_share import ask_one_share
 from fusedvlm.tests.evaluation.toys import choice_rows, write_benchmarks, write_tsv
 from fusedvlm.tests.pages import Page, blocks_of, names_of
+from fusedvlm.tests.processes import run_ranks
 from fusedvlm.tests.tiny import picture
 
 PAGE = Path(fusedvlm.__file__).parent.parent / "docs" / "evaluation.md"
@@ -160,6 +162,16 @@ def test_block(page, number):
     page.run(number)
 
 
+def test_processes_that_meet_over_gloo_score_as_one_does(place):
+    assert run_ranks(2, ask_one_share, str(place)) == [10, 0]
+    evaluate("runs/quickstart", "--tasks", "LMUData/MMStar.tsv,LMUData/POPE.tsv", "--m", "1,12", "--output", "alone",
+             "--max-new-tokens", "4", "--device", "cpu")  # fmt: skip
+    alone, ranks = (EvaluationResults.load(Path(name, "results.json")) for name in ("alone", "ranks"))
+    assert ranks.scores == alone.scores
+    for path in Path("alone/evaluation").glob("*.gz"):
+        assert path.read_bytes() == (Path("ranks/evaluation") / path.name).read_bytes()
+
+
 # -- the chain: scores to laws, plans, cards and the Hub's metadata ----------------------------------------------------
 
 
@@ -175,6 +187,31 @@ def test_scores_go_beside_the_papers(place):
         write_tsv(place / "mine.tsv", choice_rows(2))
         error = evaluate("runs/quickstart", "--tasks", tasks, "--data", "LMUData", "--against", against, code=2)
         assert message in str(error)
+
+
+def test_time_and_memory_of_every_m(place):
+    ask = [
+        "runs/quickstart",
+        "--tasks",
+        "POPE",
+        "--data",
+        "LMUData",
+        "--m",
+        "1,12",
+        "--measure",
+        "2",
+        "--max-new-tokens",
+        "2",
+    ]
+    lines = evaluate(*ask).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[-2:]] == ["m=1", "m=12"]
+    assert lines[-1].endswith("(2 pictures)")
+    rows = EvaluationResults.load(Path("runs/quickstart/results.json")).latencies
+    assert [(row.num_visual_tokens, row.count, row.peak_memory_bytes) for row in rows] == [(1, 2, None), (12, 2, None)]
+    assert all(0 < row.time_to_first_token < row.seconds_per_answer for row in rows)
+    assert rows[0].tokens_per_second == pytest.approx(31 / (rows[0].seconds_per_answer - rows[0].time_to_first_token))
+    error = evaluate(*ask, "--base-url", "http://127.0.0.1:9/v1", code=2)
+    assert "leave --base-url out" in str(error)
 
 
 @pytest.mark.parametrize(("error", "is_different"), [(3.0, False), (1.0, True), (None, None)])

@@ -57,9 +57,8 @@ def place(family, tmp_path, monkeypatch):
 
 
 def evaluate(*arguments: str):
-    return CliRunner().invoke(
-        app, ["evaluate", "family", "--data", "LMUData", "--m", "1,7", "--output", "out", *arguments]
-    )
+    data = [] if "lmms-eval" in arguments else ["--data", "LMUData"]
+    return CliRunner().invoke(app, ["evaluate", "family", *data, "--m", "1,7", "--output", "out", *arguments])
 
 
 def test_vlmevalkit_gives_questions_and_scores_and_we_the_answers(place):
