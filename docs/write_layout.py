@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Folders in the order of the import rule, lowest layer first; see CONTRIBUTING.md.
 FOLDERS = (
     "fusedvlm", "modeling_fusedvlm", "processing", "conversion", "costs", "data", "reducers", "trainers", "evaluation",
-    "serving", "scaling", "hub_cards", "quickstart", "comparison", "lab",
+    "serving", "scaling", "hub_cards", "hub_double", "quickstart", "comparison", "lab",
 )  # fmt: skip
 HEAD = """# Layout
 

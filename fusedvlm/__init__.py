@@ -25,7 +25,7 @@ _PUBLIC = {
 }
 
 _PACKAGES = (
-    "comparison", "conversion", "costs", "data", "evaluation", "hub_cards", "lab", "modeling_fusedvlm",
+    "comparison", "conversion", "costs", "data", "evaluation", "hub_cards", "hub_double", "lab", "modeling_fusedvlm",
     "processing", "quickstart", "reducers", "scaling", "serving", "trainers",
 )  # fmt: skip
 

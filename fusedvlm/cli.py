@@ -65,6 +65,10 @@ COMMANDS = {
         "fusedvlm.hub_cards.push.push_options:push",
         "Put variants on the Hub: one repository per m, one commit each, tagged, private until all are verified.",
     ),
+    "hub-double": (
+        "fusedvlm.hub_double.cli:hub_double",
+        "Run a small Hub on this machine to try publishing on: it keeps what it is sent until it ends.",
+    ),
     "scaling": ("fusedvlm.scaling.cli:app", "How much a visual token buys: fits, divergence, trade-offs and a report."),
     "data": ("fusedvlm.data.cli:app", "Training data: check, show, convert, describe, and make more of it."),
     "train": (

@@ -36,7 +36,7 @@ LAYERS = [
     ["conversion", "costs", "data"],
     ["trainers", "evaluation", "serving", "reducers"],
     ["scaling"],
-    ["hub_cards"],
+    ["hub_cards", "hub_double"],
     ["quickstart"],
     ["comparison"],
     ["lab"],

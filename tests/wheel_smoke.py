@@ -5,11 +5,17 @@ Knows nothing of the checkout, so a file that did not travel is found here.
 
 import importlib
 import importlib.util
+import json
 import pkgutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
+FUSEDVLM = str(Path(sys.executable).parent / "fusedvlm")
 COMMANDS = [
     ["--help"],
     ["--version"],
@@ -17,7 +23,10 @@ COMMANDS = [
     ["train", "contrastive", "--help"],
     ["scaling", "fit", "paper"],
     ["plan", "--help"],
+    ["quickstart", "--help"],
+    ["hub-double", "--help"],
 ]
+READY_SECONDS = 60
 
 
 def import_everything() -> int:
@@ -49,13 +58,52 @@ def check_data_files() -> None:
     assert (folder / "py.typed").exists()
 
 
+def run(*words: str) -> str:
+    """What a command prints; it must end well and say something."""
+    done = subprocess.run([FUSEDVLM, *words], capture_output=True, text=True)
+    assert done.returncode == 0, (words, done.returncode, done.stderr)
+    assert done.stdout.strip(), words
+    return done.stdout
+
+
 def check_commands() -> None:
     """The light commands work and say something."""
-    command = str(Path(sys.executable).parent / "fusedvlm")
     for words in COMMANDS:
-        done = subprocess.run([command, *words], capture_output=True, text=True)
-        assert done.returncode == 0, (words, done.returncode, done.stderr)
-        assert done.stdout.strip(), words
+        run(*words)
+
+
+def check_toy(folder: Path) -> None:
+    """The weights that ship answer a question rightly, in one visual token."""
+    toy = folder / "toy"
+    run("toy", str(toy))
+    question = ["--question", "colour at a3", "-m", "1", "--json"]
+    said = run("describe", str(toy / "scene.png"), "--model", str(toy / "fusedvlm-m32"), *question)
+    (answer,) = json.loads(said)["answers"]
+    assert (answer["answer"], answer["num_visual_tokens"]) == ("red", 1), said
+
+
+def check_hub(folder: Path) -> None:
+    """The small Hub starts, says where it is, knows its user, and takes its file along when it ends."""
+    env = folder / "hub.env"
+    hub = subprocess.Popen([FUSEDVLM, "hub-double", "--env", str(env)], stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + READY_SECONDS
+        while not env.exists():
+            assert hub.poll() is None, "the small Hub ended before it was ready"
+            assert time.monotonic() < end, "the small Hub does not start"
+            time.sleep(0.05)
+        lines = [line.removeprefix("export ").partition("=") for line in env.read_text().splitlines()]
+        variables = {name: value for name, _, value in lines}
+        address, token = f"{variables['HF_ENDPOINT']}/api/whoami-v2", variables["HF_TOKEN"]
+        request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"})
+        directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with directly.open(request) as answer:
+            assert json.load(answer)["name"] == "ada"
+        hub.send_signal(signal.SIGTERM)
+        assert (hub.wait(READY_SECONDS), env.exists()) == (0, False)
+    finally:
+        hub.kill()
+        hub.communicate()
 
 
 def main() -> None:
@@ -64,6 +112,9 @@ def main() -> None:
     names = import_everything()
     check_data_files()
     check_commands()
+    with tempfile.TemporaryDirectory() as folder:
+        check_toy(Path(folder))
+        check_hub(Path(folder))
     sys.stdout.write(f"wheel of {importlib.import_module('fusedvlm').__file__}: {names} public names, works\n")
 
 

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from fusedvlm.tests import fork_server
-from fusedvlm.tests.hub_cards.hub_server import HubServer
+from fusedvlm.tests.hub_cards.faulty_hub import FaultyHub
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def forked_interpreters(monkeypatch):
 @pytest.fixture
 def hub_server(tmp_path):
     """An empty Hub."""
-    with HubServer(tmp_path / "content_store") as server:
+    with FaultyHub(tmp_path / "content_store") as server:
         yield server
 
 

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusedvlm.tests.hub_cards.hub_server import HubServer
-from fusedvlm.tests.hub_cards.hub_store import Repo
+from fusedvlm.hub_double.hub_store import Repo
+from fusedvlm.tests.hub_cards.faulty_hub import FaultyHub
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 576)
 
@@ -66,7 +66,7 @@ def wanted(release: Synthetic) -> dict[str, str]:
     return {path: hashlib.sha256(content_of(content)).hexdigest() for path, content in release.files.items()}
 
 
-def broken_promises(server: HubServer, releases: list[Synthetic], tokens: list[str]) -> list[str]:
+def broken_promises(server: FaultyHub, releases: list[Synthetic], tokens: list[str]) -> list[str]:
     """What must hold at any moment, whatever was interrupted; empty when it does.
 
     No commit but the Hub's own first one is anything but the whole content, none came twice, no tag is on another
@@ -95,7 +95,7 @@ def broken_promises(server: HubServer, releases: list[Synthetic], tokens: list[s
     return problems
 
 
-def complete(server: HubServer, release: Synthetic) -> bool:
+def complete(server: FaultyHub, release: Synthetic) -> bool:
     """Whether a release is on the Hub, tagged."""
     repo = server.store.repos.get(release.repo_id)
     return (

@@ -6,7 +6,7 @@ from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.retry import RetryPolicy
-from fusedvlm.tests.hub_cards.hub_server import Fault
+from fusedvlm.tests.hub_cards.faulty_hub import Fault
 
 pytestmark = pytest.mark.usefixtures("online")
 TITLE = "Tiny, every m"

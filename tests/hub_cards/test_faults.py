@@ -20,10 +20,10 @@ from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.hub_cards.push.push_repository import push
+from fusedvlm.hub_double.hub_store import Store
 from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests import fork_server
-from fusedvlm.tests.hub_cards.hub_server import Fault, HubServer
-from fusedvlm.tests.hub_cards.hub_store import Store
+from fusedvlm.tests.hub_cards.faulty_hub import Fault, FaultyHub
 from fusedvlm.tests.hub_cards.killable import TITLE
 from fusedvlm.tests.hub_cards.synthetic import broken_promises, complete, content_of, family
 
@@ -36,7 +36,7 @@ KILLS_PER_MODE = 60
 class Watch:
     """Collects every broken promise of a server."""
 
-    def __init__(self, server: HubServer, releases: list, token: str):
+    def __init__(self, server: FaultyHub, releases: list, token: str):
         self.server, self.releases, self.token = server, releases, token
         self.problems: list[str] = []
         server.on_change = lambda repo: self.look()
@@ -97,7 +97,7 @@ def test_a_failing_hub_loses_nothing(hub_server, user, transfer, tmp_path, seed)
     watch.finish()
 
 
-def environment(server: HubServer, user: str, folder: Path, transfer: str) -> dict[str, str]:
+def environment(server: FaultyHub, user: str, folder: Path, transfer: str) -> dict[str, str]:
     """Variables of a pushing process; huggingface_hub reads most of them while it is imported."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return {

@@ -14,7 +14,7 @@ from fusedvlm.hub_cards.push.collection import collect
 from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.redaction import LEFT_OUT, redact, redacted_traceback
 from fusedvlm.retry import RetryPolicy
-from fusedvlm.tests.hub_cards.hub_server import Fault
+from fusedvlm.tests.hub_cards.faulty_hub import Fault
 from fusedvlm.tests.hub_cards.synthetic import complete, release
 
 TOKEN = "hf_AbCdEfGh1234567890ijKLmnOPqrstUVwx"

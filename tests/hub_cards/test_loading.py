@@ -14,7 +14,7 @@ from fusedvlm.hub_cards.push.push_repository import push
 from fusedvlm.hub_cards.release.variant_release import build_release
 from fusedvlm.retry import RetryPolicy
 from fusedvlm.tests import fork_server, tiny
-from fusedvlm.tests.hub_cards.hub_server import HubServer
+from fusedvlm.tests.hub_cards.faulty_hub import FaultyHub
 from fusedvlm.tests.hub_cards.synthetic import Synthetic
 
 STATED = StatedFacts(license="apache-2.0", llm_license="apache-2.0")
@@ -52,7 +52,7 @@ def served(request, backbones, tmp_path_factory):
     from huggingface_hub.utils import close_session
 
     close_session()
-    with HubServer(tmp_path_factory.mktemp("content")) as server, pytest.MonkeyPatch.context() as patch:
+    with FaultyHub(tmp_path_factory.mktemp("content")) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
         server.mode = request.param

@@ -10,9 +10,9 @@ from huggingface_hub import CommitOperationAdd
 from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import Conflict, PushError
 from fusedvlm.hub_cards.push.push_repository import plan, push
+from fusedvlm.hub_double.hub_store import Blob
 from fusedvlm.retry import RetryPolicy
-from fusedvlm.tests.hub_cards.hub_server import Fault
-from fusedvlm.tests.hub_cards.hub_store import Blob
+from fusedvlm.tests.hub_cards.faulty_hub import Fault
 from fusedvlm.tests.hub_cards.synthetic import broken_promises, complete, family, release, tree, wanted
 
 pytestmark = pytest.mark.usefixtures("online")

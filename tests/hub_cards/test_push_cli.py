@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from fusedvlm.tests import tiny
-from fusedvlm.tests.hub_cards.hub_server import Fault
+from fusedvlm.tests.hub_cards.faulty_hub import Fault
 
 pytestmark = pytest.mark.usefixtures("online")
 LICENSES = ("--license", "apache-2.0", "--llm-license", "apache-2.0")

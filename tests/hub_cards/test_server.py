@@ -8,8 +8,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from fusedvlm.hub_cards.hub_errors import http
-from fusedvlm.tests.hub_cards.hub_server import PART, Fault
-from fusedvlm.tests.hub_cards.hub_store import git_sha1
+from fusedvlm.hub_double.hub_store import git_sha1
+from fusedvlm.tests.hub_cards.faulty_hub import PART, Fault
 
 pytestmark = pytest.mark.usefixtures("online")
 WEIGHTS = bytes(range(256)) * (PART // 64)  # four parts

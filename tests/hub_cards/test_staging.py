@@ -11,7 +11,7 @@ from fusedvlm.hub_cards.hub_client import Hub
 from fusedvlm.hub_cards.hub_errors import PushError
 from fusedvlm.hub_cards.push.push_repository import plan, push
 from fusedvlm.retry import RetryPolicy
-from fusedvlm.tests.hub_cards.hub_server import Fault
+from fusedvlm.tests.hub_cards.faulty_hub import Fault
 from fusedvlm.tests.hub_cards.synthetic import complete, family, release, tree, wanted
 from fusedvlm.tests.hub_cards.test_faults import Pusher, draw_fault, environment
 
