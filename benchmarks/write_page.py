@@ -9,7 +9,7 @@ from runner import RESULTS
 PAGE = RESULTS.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- written from the records by benchmarks/write_page.py -->", "<!-- end of the records -->"
 ORDER = (
-    "image_processors", "sweep", "questions", "mixed_rows", "training_counts", "decode", "startup",
+    "image_processors", "sweep", "questions", "mixed_rows", "training_counts", "decode", "startup", "exponents",
 )  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def section(record: dict[str, Any]) -> str:
         sign = "at most" if goal["at_most"] else "at least"
         said = "" if goal["is_met"] else f"**missed**{': ' + goal['unmet'] if goal['unmet'] else ''}"
         lines.append(f"| {goal['what']} | {sign} {cell(goal['goal'])} | {cell(goal['found'])} | {said} |")
+    lines += ["", *(f"- {name}: {value}" for name, value in record["facts"].items())]
     lines += ["", f"[Record](../benchmarks/results/{record['name']}.md)", ""]
     return "\n".join(lines)
 
