@@ -111,8 +111,9 @@ def _fetch(address: str, limits: ImageLimits, until: float) -> tuple[int, str | 
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
         raise ValueError(f"{address[:100]}: no address ({error}).") from None
-    if parts.scheme.lower() != "https" and not limits.allow_private:
-        raise ValueError(f"{address[:100]}: only https is fetched.")
+    allowed = ("https", "http") if limits.allow_private else ("https",)
+    if parts.scheme.lower() not in allowed or not host:
+        raise ValueError(f"{address[:100]}: only https is fetched, from a named server.")
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"{parts.scheme}://...@{host[:60]}: addresses with passwords are not fetched.")
     is_tls = parts.scheme.lower() == "https"
