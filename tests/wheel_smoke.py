@@ -27,6 +27,8 @@ COMMANDS = [
     ["hub-double", "--help"],
 ]
 READY_SECONDS = 60
+ELSEWHERE = (".templates.", ".vllm_plugin.")  # modules that run in a Space, and in vLLM's environment
+OPTIONAL = {"lmms_eval", "vlmeval"}  # tools that a few modules plug into, and which no extra installs
 
 
 def import_everything() -> int:
@@ -34,8 +36,13 @@ def import_everything() -> int:
     package = importlib.import_module("fusedvlm")
     names = 0
     for found in pkgutil.walk_packages(package.__path__, "fusedvlm."):
-        if not found.name.endswith("__main__") and ".templates." not in found.name:  # those run in a Space
-            module = importlib.import_module(found.name)
+        if not found.name.endswith("__main__") and not any(part in found.name for part in ELSEWHERE):
+            try:
+                module = importlib.import_module(found.name)
+            except ModuleNotFoundError as error:
+                if (error.name or "").split(".")[0] in OPTIONAL:
+                    continue
+                raise
             names += len([getattr(module, name) for name in getattr(module, "__all__", ())])
     return names + len([getattr(package, name) for name in package.__all__])
 
