@@ -49,6 +49,7 @@ class LocalOptions:
     private_image_urls: bool = False
     cache_bytes: int = 2**30
     language_cache_bytes: int = 2**30
+    round_down: bool = False  # serve the next smaller m that was trained, where the m asked for was not
 
 
 def build_server(options: LocalOptions) -> ChatServer:
@@ -58,6 +59,8 @@ def build_server(options: LocalOptions) -> ChatServer:
         ValueError: when the variant cannot be loaded, or brings older code that cannot be served.
     """
     engine, processor = _embeds(options) if options.llm_url else _transformers(options)
+    if options.round_down:
+        processor.num_visual_tokens_policy = "round_down"
     images = ImageLimits(
         options.max_image_bytes, options.max_image_pixels, options.max_images, options.image_urls,
         options.private_image_urls,

@@ -59,6 +59,9 @@ def serve(
     language_cache_mb: Annotated[
         int, typer.Option(min=0, help="transformers: megabytes kept of conversations in the language model.")
     ] = 1024,
+    round_down: Annotated[
+        bool, typer.Option("--round-down", help="Where an m was not trained, serve the next smaller one that was.")
+    ] = False,
     vllm_args: Annotated[
         list[str] | None,
         typer.Option("--vllm", help="vllm: an argument of its own, e.g. --vllm=--tensor-parallel-size=2."),
@@ -79,6 +82,8 @@ def serve(
         raise ValueError(f"--llm-url and --llm-api-key are for --engine embeds, not for {engine.value}.")
     if engine is not EngineName.vllm and vllm_args:
         raise ValueError(f"--vllm is for --engine vllm, not for {engine.value}.")
+    if engine is EngineName.vllm and round_down:
+        raise ValueError("--round-down is not for --engine vllm; ask for an m that was trained.")
     if engine is EngineName.vllm:
         serving.run_vllm(
             model, host=host, port=port, api_key=api_key, name=name, revision=revision, dtype=dtype,
@@ -92,6 +97,6 @@ def serve(
     options = serving.LocalOptions(
         model, revision, device, dtype, name or model, api_key, llm_url, llm_api_key, max_tokens, max_queue, max_images,
         max_image_mb * MEBIBYTE, max_image_megapixels * 10**6, image_urls, private_image_urls, cache_mb * MEBIBYTE,
-        language_cache_mb * MEBIBYTE,
+        language_cache_mb * MEBIBYTE, round_down,
     )  # fmt: skip
     serving.run_server(serving.build_server(options), host, port)

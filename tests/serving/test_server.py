@@ -360,6 +360,16 @@ def test_slow_huge_and_too_many_requests_are_turned_away(folder):
         assert server.running == 0
 
 
+def test_an_m_that_was_not_trained_may_be_rounded_down(folder):
+    server = serving.build_server(serving.LocalOptions(str(folder / "ref"), device="cpu", name="tiny", round_down=True))
+    with running(server) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        asked = {
+            m: ask(client, [user("what is it?", 0)], m).usage.prompt_tokens_details.visual_tokens for m in (1, 6, 11)
+        }
+    assert asked == {1: 1, 6: 1, 11: 7}  # trained are 1, 7, 12
+
+
 def with_noise(messages):
     """The same with a picture that cannot be packed into few bytes."""
     import numpy as np
