@@ -69,7 +69,7 @@ class VariantAnswers:
         answers: list[dict[int, str]] = [{} for _ in batch]
         cap = max(asked.max_new_tokens for asked in batch)
         for part in self._chunks(rows, batch, features, cap):
-            for (number, m), text in zip(part, self._decode(part, batch, texts, features, cap), strict=True):
+            for (number, m), text in zip(part, self._decode_what_fits(part, batch, texts, features, cap), strict=True):
                 answers[number][m] = text
         return answers
 
@@ -132,6 +132,17 @@ class VariantAnswers:
 
     def _at(self, m: int, inputs: dict[str, Any], num_images: int) -> Any:
         return self.model.get_image_features(num_visual_tokens=torch.full((num_images,), m), return_dict=True, **inputs)
+
+    def _decode_what_fits(self, rows: Sequence[tuple[int, int]], *about: Any) -> list[str]:
+        """`_decode`, in halves where an accelerator's memory does not hold all rows at once."""
+        try:
+            return self._decode(rows, *about)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        return self._decode_what_fits(rows[:middle], *about) + self._decode_what_fits(rows[middle:], *about)
 
     def _decode(
         self,

@@ -96,6 +96,24 @@ def test_little_memory_forgets_the_oldest_picture(tasks, model, processor):
     assert answerer.views.encoded == 3
 
 
+def test_rows_that_memory_does_not_hold_are_decoded_in_halves(tasks, answerer, tmp_path, monkeypatch):
+    expected = run_of(tasks[0], tmp_path / "one", answerer)
+    decode, sizes = answerer._decode, []
+
+    def crowded(rows, *about):
+        sizes.append(len(rows))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return decode(rows, *about)
+
+    monkeypatch.setattr(answerer, "_decode", crowded)
+    assert run_of(tasks[0], tmp_path / "two", answerer) == expected
+    assert max(sizes) > 1
+    monkeypatch.setattr(answerer, "_decode", lambda rows, *about: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    with pytest.raises(torch.OutOfMemoryError):
+        run_of(tasks[0], tmp_path / "three", answerer)
+
+
 def test_what_was_answered_is_not_asked_again(tasks, answerer, tmp_path):
     expected = run_of(tasks[0], tmp_path / "whole", answerer)
     run_of(tasks[0], tmp_path / "parts", answerer, [1])
