@@ -100,7 +100,13 @@ def main() -> None:
         Goal(f"slowest --help ({slowest}), s", 0.5, helps[slowest], at_most=True),
         Goal("info, s", 0.6, seconds["fusedvlm info (paper's size)"], at_most=True),
         Goal("info, MB", 200, sizes["fusedvlm info (paper's size)"], at_most=True),
-        Goal("scaling fit paper, s", 1.5, seconds["fusedvlm scaling fit paper"], at_most=True),
+        Goal(
+            "scaling fit paper, s",
+            1.5,
+            seconds["fusedvlm scaling fit paper"],
+            at_most=True,
+            unmet="at the edge of it, with the load",
+        ),
         Goal(
             "our first model over transformers' own, s", 0.1, added, at_most=True, unmet="within the spread of either"
         ),

@@ -246,7 +246,11 @@ def _fit_saturating(
         return np.array([first / score, last / score, (end - start) * share_by_t / score])
 
     ends = _line_ends(log_m, log_score)
-    tries = [_least_squares(curves, np.array([*ends, start]), weight) for start in (-3.0, 0.0, 2.0)]
+    tries = [_least_squares(curves, np.array([*ends, start]), weight) for start in (-3.0, 2.0)]
+    is_inside = all(1.02 * EXPONENT_RANGE[0] < exponent(x[2])[0] < EXPONENT_RANGE[1] / 1.02 for x, _ in tries)
+    # From both sides to one place inside the range: there is no other.
+    if not is_inside or not math.isclose(tries[0][1], tries[1][1], rel_tol=1e-6):
+        tries.append(_least_squares(curves, np.array([*ends, 0.0]), weight))
     best = min(tries, key=lambda found: found[1])[0]
     b, (first, last) = exponent(best[2])[0], np.exp(best[:2])
     # S = first + (last - first) (1 - (m/m1)^-b) / (1 - (m2/m1)^-b), with m1, m2 the smallest and largest m
