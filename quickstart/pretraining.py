@@ -36,7 +36,8 @@ class LanguageModelProcess:
             "--layers",
             str(settings.llm_layers),
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        # Nothing of the folder one stands in is imported in place of a library (Python 3.11 or newer).
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONSAFEPATH": "1"}
         self.bar = progress(total=settings.llm_steps, description="language model (text)", position=1, leave=True)
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
