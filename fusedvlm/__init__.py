@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fusedvlm.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name -> module that defines it. Loaded on first use, so `import fusedvlm` and `fusedvlm --help` stay instant.
 _PUBLIC = {

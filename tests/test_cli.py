@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import fusedvlm
 from fusedvlm.model_source import require_folder_or_repository, require_source
 from fusedvlm.tests import fork_server, tiny
 
@@ -41,7 +42,7 @@ def test_help_lists_the_commands():
         command in result.stdout
         for command in ("quickstart", "describe", "info", "convert", "profile", "plan", "scaling")
     )
-    assert run("--version", command=INSTALLED).stdout.strip() == "0.1.0"
+    assert run("--version", command=INSTALLED).stdout.strip() == fusedvlm.__version__
 
 
 @pytest.mark.parametrize(
