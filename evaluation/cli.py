@@ -10,6 +10,7 @@ import typer
 
 from fusedvlm.console import emit_json, say, show
 from fusedvlm.lazy import late_function
+from fusedvlm.model_source import require_source
 
 DATA = "LMUData"  # the variable by which VLMEvalKit finds its files
 build_tasks = late_function("fusedvlm.evaluation.task_options", "build_tasks")
@@ -108,6 +109,8 @@ def evaluate(
       fusedvlm evaluate fusedvlm-m64 --base-url http://localhost:8000/v1 --tasks POPE --m 1,8,64
       torchrun --nproc-per-node 8 -m fusedvlm.cli evaluate runs/mine --tasks SEEDBench2 --num-visual-tokens 1,8,64
     """
+    if base_url is None:
+        require_source("MODEL", model)
     wanted, names = parse_counts(counts), split_list(tasks, "--tasks")
     folder = data or Path(os.environ.get(DATA) or Path.home() / "LMUData")
     others = {

@@ -136,6 +136,9 @@ def test_a_folder_that_is_no_variant(tmp_path, pictures):
     [
         (["describe", "a.png", "--model", "runs/nope"], "--model=runs/nope does not exist"),
         (["info", "nope"], "model=nope does not exist"),
+        (["evaluate", "nope", "--tasks", "POPE"], "MODEL=nope does not exist"),
+        (["serve", "nope"], "MODEL=nope does not exist"),
+        (["demo", "nope"], "nope: no such folder"),
         (["profile", "--model", "nope"], "--model=nope does not exist"),
         (["scaling", "divergence", "--model", "nope", "--dataset", "x"], "--model=nope does not exist"),
         (["scaling", "fit", "nope.csv"], "nope.csv: no such file"),
