@@ -20,7 +20,7 @@ needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed (pip install 'fusedvlm[space]')"
 )
 needs_browser = pytest.mark.skipif(
-    BROWSER is None or importlib.util.find_spec("websockets") is None, reason="there is no chromium on this machine"
+    BROWSER is None or importlib.util.find_spec("websockets") is None, reason="needs chromium and websockets (gradio's)"
 )
 
 
