@@ -3,6 +3,7 @@
 Knows nothing of the checkout, so a file that did not travel is found here.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 FUSEDVLM = str(Path(sys.executable).parent / "fusedvlm")
@@ -28,7 +30,8 @@ COMMANDS = [
 ]
 READY_SECONDS = 60
 ELSEWHERE = (".templates.", ".vllm_plugin.")  # modules that run in a Space, and in vLLM's environment
-OPTIONAL = {"lmms_eval", "vlmeval"}  # tools that a few modules plug into, and which no extra installs
+# Tools that a few modules plug into, and which no extra installs; and what the extra `serve` brings.
+OPTIONAL = {"lmms_eval", "vlmeval", "starlette", "uvicorn", "httpx", "prometheus_client"}
 
 
 def import_everything() -> int:
@@ -37,14 +40,23 @@ def import_everything() -> int:
     names = 0
     for found in pkgutil.walk_packages(package.__path__, "fusedvlm."):
         if not found.name.endswith("__main__") and not any(part in found.name for part in ELSEWHERE):
-            try:
+            with without_extras():
                 module = importlib.import_module(found.name)
-            except ModuleNotFoundError as error:
-                if (error.name or "").split(".")[0] in OPTIONAL:
-                    continue
-                raise
-            names += len([getattr(module, name) for name in getattr(module, "__all__", ())])
+                for name in getattr(module, "__all__", ()):
+                    with without_extras():
+                        getattr(module, name)
+                        names += 1
     return names + len([getattr(package, name) for name in package.__all__])
+
+
+@contextlib.contextmanager
+def without_extras() -> Iterator[None]:
+    """Goes on after an import of something that is not part of the plain installation, and of nothing else."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in OPTIONAL:
+            raise
 
 
 def check_data_files() -> None:
