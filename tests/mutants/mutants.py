@@ -141,7 +141,7 @@ MUTANTS = [
     ),
     Mutant(
         "the global view is smoothed",
-        "processing/image_processing_fusedvlm_common.py",
+        "processing/image_processing_fusedvlm_pictures.py",
         "align_corners=False, antialias=False",
         "align_corners=False, antialias=True",
         ("tests/processing/test_image_processing.py::test_large_squares_are_decimated_as_published",),
@@ -338,7 +338,7 @@ MUTANTS = [
     ),
     Mutant(
         "visual tokens are twice as large",
-        "modeling_fusedvlm/modeling_fusedvlm.py",
+        "modeling_fusedvlm/modeling_fusedvlm_encoder.py",
         "projected = self.connector.project(torch.cat(fused.segment_states))",
         "projected = self.connector.project(2 * torch.cat(fused.segment_states))",
         ("tests/modeling_fusedvlm/test_answering.py::test_visual_tokens_are_the_fusion_states_through_one_linear_map",),
@@ -730,9 +730,9 @@ MUTANTS = [
     ),
     Mutant(
         "a question extends the prefix that others share",
-        "modeling_fusedvlm/modeling_fusedvlm_connector_fused.py",
-        "state = share_cache(state)",
-        "state = state",
+        "modeling_fusedvlm/modeling_fusedvlm_turns.py",
+        "joined = share_cache(caches[0])",
+        "joined = caches[0]",
         ("tests/modeling_fusedvlm/test_turns.py::test_a_shared_prefix_answers_every_question_and_stays_as_it_is",),
     ),
     Mutant(
