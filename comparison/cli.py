@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fusedvlm.console import emit_json, say, show
+from fusedvlm.files import write_atomically
 
 
 def compare(
@@ -62,8 +63,7 @@ def compare(
         request = Request(names, everything, output, tokens, seeds, preset, tflops, reference, threads)
         summary, page, title = report_finished(request) if report else compare_names(request)
     if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(markdown_record(summary, title), encoding="utf-8")
+        write_atomically(record, markdown_record(summary, title))
         say(f"Record: {record}")
     if json_output:
         emit_json({**summary.document(), "page": str(page)})

@@ -1,6 +1,5 @@
 """Answers, FLOPs and latency of one entrant at one m, over held-out images nobody trained on."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fusedvlm.costs.environment import load_average
 from fusedvlm.evaluation import answer_questions, describe_environment
 from fusedvlm.quickstart import world
 from fusedvlm.reducers import ReducedDense
@@ -63,7 +63,7 @@ def measure_cell(
         flops=asdict(count_question(model, first_token)),
         latency_ms=_latency(first_token, plan.latency_repeats, model.device.type == "cuda"),
         training=training.record(),
-        environment={**asdict(describe_environment(command)), "load": round(os.getloadavg()[0], 1)},
+        environment={**asdict(describe_environment(command)), "load": load_average()},
     )
 
 

@@ -3,10 +3,14 @@
 import datetime
 import os
 import platform
+import sys
 from dataclasses import dataclass
 
 import torch
 import transformers
+
+if sys.platform == "win32":  # where `os` does not know the load
+    import psutil
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ def describe_environment(command: str) -> Environment:
         "transformers": transformers.__version__,
     }
     return Environment(command, datetime.date.today().isoformat(), hardware, versions)
+
+
+def load_average() -> float:
+    """How busy the machine was in the last minute."""
+    if sys.platform == "win32":
+        return round(psutil.getloadavg()[0], 1)
+    return round(os.getloadavg()[0], 1)
 
 
 def default_device() -> torch.device:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusedvlm.model_source import HUB_ID
 
-from .harnesses.vlmeval_tasks import Bridge, VlmevalTask, find_python
+from .harnesses.vlmeval_tasks import Bridge, VlmevalTask, vlmeval_python
 from .tasks.paper_benchmarks import BENCHMARKS, PAPER, find_benchmark, paper_task
 from .tasks.record_files import RecordFile
 from .tasks.task_kinds import KINDS, Captions, FileTask, guess_metric
@@ -101,7 +101,7 @@ def vlmeval_tasks(names: Sequence[str], data: Path, output: Path, bare_question:
         raise ValueError(
             f"--harness vlmevalkit takes names of its benchmarks, not {wrong!r:.60}; put files into --data."
         )
-    find_python()
+    vlmeval_python()
     bridge = Bridge(data)
     return [VlmevalTask(name, output / "vlmevalkit", bridge, bare_question, cap or 0) for name in names]
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fusedvlm.console import emit_json, say, show
+from fusedvlm.files import write_atomically
 
 
 def lab(
@@ -62,8 +63,7 @@ def lab(
     )  # fmt: skip
     summary, page, title = run_lab(request)
     if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(markdown_record(summary, title), encoding="utf-8")
+        write_atomically(record, markdown_record(summary, title))
         say(f"Record: {record}")
     if json_output:
         emit_json({**summary.document(), "page": str(page)})

@@ -1,7 +1,6 @@
 """The work of a lab, piece by piece: each whole or not there, locked by whoever does it, skipped when it is done."""
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from fusedvlm.console import progress
+from fusedvlm.costs.environment import load_average
 from fusedvlm.evaluation import EvaluationResults, describe_environment, summarize
 from fusedvlm.files import read_json, write_json
 from fusedvlm.modeling_fusedvlm import FusedVLMForConditionalGeneration
@@ -212,8 +212,8 @@ class LabFolder:
         model.config.text_model_name_or_path = None  # the variant carries its language model
         model.save_pretrained(partial, merged=True)
         processor.save_pretrained(partial)
-        record = {"training": asdict(training), "stages": stages, "seconds": round(clock.elapsed(), 1), "load": load()}
-        write_json(partial / "lab.json", record)
+        record = {"training": asdict(training), "stages": stages, "seconds": round(clock.elapsed(), 1)}
+        write_json(partial / "lab.json", {**record, "load": load_average()})
         partial.rename(target)
 
     def _load(self, training: Training) -> tuple[FusedVLMForConditionalGeneration, FusedVLMProcessor]:
@@ -258,11 +258,6 @@ class LabFolder:
                         statistics.add(*states, seed=number)
             record[kind] = summarize_divergence(statistics).record()
         write_json(path, record, indent=None)
-
-
-def load() -> float:
-    """One-minute load average, for the record."""
-    return round(os.getloadavg()[0], 1)
 
 
 def draw_pairs(samples: Sequence[world.Sample], count: int, seed: int) -> dict[str, list[ImagePair]]:

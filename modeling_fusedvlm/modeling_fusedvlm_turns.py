@@ -245,10 +245,11 @@ def select_images(cache: Cache, images: list[int], length: int | None = None, ow
         if images != list(range(len(held.keys))):
             # One image is a slice, several need a copy.
             which: Any = slice(images[0], images[0] + 1) if len(images) == 1 else torch.tensor(images)
-            held.keys, held.values = held.keys[which], held.values[which]
+            held.keys, held.values = held.keys[which, :, :length], held.values[which, :, :length]
             if len(images) == 1 and own:
                 held.keys, held.values = held.keys.clone(), held.values.clone()
-        held.keys, held.values = held.keys[:, :, :length], held.values[:, :, :length]
+        else:
+            held.keys, held.values = held.keys[:, :, :length], held.values[:, :, :length]
     return shared
 
 
@@ -274,7 +275,8 @@ def continue_caches(
         for row, number in enumerate(chosen):
             states[number] = outputs[row, : len(text_tokens[number])]
             if extend:
-                caches[number].layers = select_images(together, [row], length + len(text_tokens[number])).layers
+                stop = length + len(text_tokens[number])
+                caches[number].layers = select_images(together, [row], stop, own=True).layers
     return [states[number] for number in range(len(caches))]
 
 

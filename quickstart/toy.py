@@ -50,9 +50,9 @@ def write_toy(output: Path) -> None:
         raise ValueError(f"{output}: something else is there already; give another FOLDER, or move it away.")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        shutil.copytree(TRAINED, partial)
-        for source in code_files():
-            shutil.copyfile(source, partial / VARIANT / source.name)
+        for name, source in _files():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial / name)
         if output.is_dir():
             output.rmdir()
         partial.replace(output)

@@ -264,9 +264,8 @@ class VisualEncoder:
                 self.counts.started += len(batch)
                 together = torch.cat([views[key] for key in batch])
                 started = self.core.start_fusions(together, [len(views[key]) for key in batch])
-                for key, shared in zip(batch, started, strict=True):
-                    # Of its own memory, so that a picture that leaves the cache leaves memory too.
-                    found[key, ()] = state = _in_own_memory(shared) if len(batch) > 1 else shared
+                for key, state in zip(batch, started, strict=True):
+                    found[key, ()] = state
                     self.cache.put(("state", self._name, key, ()), state, size_of(state))
                 batch = []
         return found
@@ -283,15 +282,6 @@ class VisualEncoder:
             [m for _, m in asked],
         )
         for (image, history), state in zip(steps, before, strict=True) if not self._alone else ():
-            caches[image, history] = state = _in_own_memory(state) if len(steps) > 1 else state
+            caches[image, history] = state
             self.cache.put(("state", self._name, image, history), state, size_of(state))
         return states
-
-
-def _in_own_memory(cache: Cache) -> Cache:
-    """The same keys and values, no part of a larger tensor (which `copy.deepcopy` would copy whole)."""
-    alone = share_cache(cache)
-    for layer in alone.layers:
-        held: Any = layer
-        held.keys, held.values = held.keys.clone(), held.values.clone()
-    return alone

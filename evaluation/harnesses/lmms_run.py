@@ -1,7 +1,6 @@
 """Benchmarks by lmms-eval, one run of its own command for each m; the first one answers at all of them."""
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +14,10 @@ from fusedvlm.evaluation.results import EvaluationResults, ScoreSource, TaskScor
 from fusedvlm.evaluation.run_evaluation import output_folder, write_results
 from fusedvlm.evaluation.tasks.task import EXACT_MATCHING
 
+from .tool_python import find_python
+
 LMMS_EVAL = "lmms-eval"
-ENVIRONMENT = Path(".venv-lmms")
 VARIABLE = "FUSEDVLM_LMMS"  # its Python, where that is elsewhere
-
-
-def find_python() -> Path:
-    """The Python that has lmms-eval. Raises `ValueError` saying how to install it."""
-    path = Path(os.environ.get(VARIABLE) or ENVIRONMENT / "bin" / "python")
-    if not path.is_file():
-        raise ValueError(
-            f"--harness lmms-eval: {path} does not exist. In a checkout `make env-lmms` installs it; else name the "
-            f"Python that has lmms-eval and fusedvlm in ${VARIABLE}."
-        )
-    return path
 
 
 def run_lmms(
@@ -49,7 +38,7 @@ def run_lmms(
     Raises:
         RuntimeError: when a run failed, or a task has no score.
     """
-    python = find_python()
+    python = find_python(LMMS_EVAL, "lmms", VARIABLE, "lmms-eval and fusedvlm")
     parts = share_counts(find_variants(model), counts)
     every = sorted(m for _, own in parts for m in own)
     commits = {m: variant.commit for variant, own in parts for m in own}

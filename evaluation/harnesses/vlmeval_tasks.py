@@ -16,23 +16,18 @@ from fusedvlm.evaluation.tasks.paper_benchmarks import BENCHMARKS, POINTS, paper
 from fusedvlm.evaluation.tasks.record_files import ImageStore
 from fusedvlm.evaluation.tasks.task import Judged, Metric, Record
 
+from .tool_python import find_python
+
 VLMEVALKIT = "vlmevalkit"
 BRIDGE = Path(__file__).parent / "vlmeval_bridge.py"
-ENVIRONMENT = Path(".venv-vlmeval")
 VARIABLE = "FUSEDVLM_VLMEVAL"  # its Python, where that is elsewhere
 CAPS = {"TextVQA": 10, "OCRVQA": 100, "ChartQA": 100}  # of the paper's wrapper, by part of the name
 SHORT_KINDS = ("MCQ", "Y/N", "Caption")  # 32 tokens; 512 for all else
 
 
-def find_python() -> Path:
+def vlmeval_python() -> Path:
     """The Python that has VLMEvalKit. Raises `ValueError` saying how to install it."""
-    path = Path(os.environ.get(VARIABLE) or ENVIRONMENT / "bin" / "python")
-    if not path.is_file():
-        raise ValueError(
-            f"--harness vlmevalkit: {path} does not exist. In a checkout `make env-vlmeval` installs it; else name "
-            f"the Python that has VLMEvalKit in ${VARIABLE}."
-        )
-    return path
+    return find_python("vlmevalkit", "vlmeval", VARIABLE, "VLMEvalKit")
 
 
 class Bridge:
@@ -68,7 +63,7 @@ class Bridge:
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         environment = {**os.environ, "LMUData": str(self.data.resolve())}
         self.process = subprocess.Popen(
-            [str(find_python()), str(BRIDGE)], env=environment, text=True, stdin=subprocess.PIPE,
+            [str(vlmeval_python()), str(BRIDGE)], env=environment, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self.said,
         )  # fmt: skip
         weakref.finalize(self, self.process.kill)
